@@ -1,0 +1,148 @@
+//! What is meant: the one configuration everything deeper works from, already parsed and checked.
+//!
+//! Nothing below this module sees a raw string, a "maybe unset" or an environment variable.
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The whole configuration of one ambassador.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub admin: Admin,
+    pub acceleration: Acceleration,
+    pub drain: Drain,
+    pub routes: Vec<Route>,
+}
+
+/// Where people and probes reach the ambassador.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Probes and metrics, read-only; `None` when switched off.
+    pub http: Option<SocketAddr>,
+    pub control: Control,
+}
+
+/// The control socket: everything that changes state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// Asked for: failing to bind it is an error.
+    At(PathBuf),
+    /// The built-in default: where it cannot be bound the ambassador runs without, and says so.
+    IfPossible(PathBuf),
+    Off,
+}
+
+/// Which tiers the user allows, and below which nothing may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acceleration {
+    pub tier: TierLimit,
+    pub require: Option<Tier>,
+}
+
+/// What carries a route's bytes, from the lowest to the highest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    Copy,
+    Splice,
+    Sockmap,
+    Direct,
+}
+
+/// The highest tier that is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TierLimit {
+    /// The best that works here.
+    #[default]
+    Auto,
+    AtMost(Tier),
+}
+
+/// After SIGTERM: keep accepting for `grace`, then finish, and cut what is left at `deadline`.
+/// Both count from the signal; `grace <= deadline`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    pub grace: Duration,
+    pub deadline: Duration,
+}
+
+/// One set of listen addresses to one upstream, with its policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub name: Arc<str>,
+    pub listen: Vec<Listen>,
+    /// File mode of this route's Unix sockets.
+    pub socket_mode: u32,
+    pub upstream: Arc<Upstream>,
+    pub max_connections: NonZeroU32,
+    /// `None`: none, as a direct connection has none.
+    pub idle_timeout: Option<Duration>,
+    pub tier: TierLimit,
+}
+
+/// One address a route listens on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Listen {
+    /// `if_available`: the `::1` that a bare `PORT` stands for, which a Pod without IPv6 does not have.
+    Tcp { address: SocketAddr, if_available: bool },
+    Unix(PathBuf),
+}
+
+/// A service and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    pub name: Arc<str>,
+    pub endpoints: Vec<Endpoint>,
+    pub balance: Balance,
+    pub connect: Connect,
+    pub dns: Dns,
+}
+
+/// One place a service is reached at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub target: Target,
+    pub weight: NonZeroU16,
+}
+
+/// The address of an endpoint as the user gave it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Resolved by DNS and /etc/hosts, again and again.
+    Name { host: Arc<str>, port: u16 },
+    Address(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// How the next endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// In the order written; the next only when the ones before it fail.
+    #[default]
+    Failover,
+    /// In turn, in proportion to the weights.
+    RoundRobin,
+    /// The one with the fewest connections for its weight.
+    LeastConnections,
+}
+
+/// How a connection to an upstream is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connect {
+    /// For one attempt.
+    pub timeout: Duration,
+    /// Each on another endpoint, while there is one left.
+    pub attempts: NonZeroU32,
+}
+
+/// How long an answer of DNS is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dns {
+    pub min_ttl: Duration,
+    pub max_ttl: Duration,
+    /// Keep the last good addresses while DNS fails.
+    pub stale: bool,
+}
