@@ -1,1 +1,4 @@
-//! stand-in
+//! What the behaviour tests share: pods made of namespaces and cgroups, real servers, and a
+//! way to say that a test cannot run here.
+
+pub mod skip;

@@ -1,2 +1,35 @@
-//! stand-in
-fn main() {}
+//! `cargo xtask`: what cargo cannot do. One file per command, one line per command here.
+
+mod check;
+mod command;
+mod release;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, checks and proves the workspace.
+#[derive(Parser)]
+#[command(name = "xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+enum Task {
+    /// Format, lints, unit tests and the house rules: everything that needs no privileges
+    Check,
+    /// Every test, against real peers where they are there; closes with one line of totals
+    Test,
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Check => check::run(),
+        Task::Test => test::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Skipping a test that cannot run here: said at once, and counted by `cargo xtask test`.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+
+/// The variable naming the file that collects what was skipped, one `test<TAB>reason` a line.
+pub const LIST: &str = "AMBASSADOR_SKIPS";
+
+/// Ends the test that calls it, saying why: `skip!("needs root")`, formatted like `format!`.
+///
+/// For a test that returns nothing or a `Result<(), _>`.
+#[macro_export]
+macro_rules! skip {
+    ($($why:tt)+) => {{
+        fn here() {}
+        return $crate::skip::report(::std::any::type_name_of_val(&here), &format!($($why)+));
+    }};
+}
+
+/// What a test returns when it has nothing to complain about.
+pub trait Outcome {
+    /// The value that ends the test quietly.
+    fn skipped() -> Self;
+}
+
+impl Outcome for () {
+    fn skipped() -> Self {}
+}
+
+impl<E> Outcome for Result<(), E> {
+    fn skipped() -> Self {
+        Ok(())
+    }
+}
+
+/// Says that a test is skipped; [`skip!`](crate::skip) is the way to call it.
+///
+/// # Panics
+/// If the list exists but cannot be written: a skip that is not counted would pass for a success.
+pub fn report<R: Outcome>(item: &str, why: &str) -> R {
+    let test = item.trim_end_matches("::here").trim_end_matches("::{{closure}}");
+    // Past the test runner's capture, which would hide the line of a test that passes. Losing
+    // the line is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
+    if let Some(list) = std::env::var_os(LIST) {
+        let line = format!("{test}\t{}\n", why.replace('\n', " "));
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&list)
+            .and_then(|mut list| list.write_all(line.as_bytes()))
+            .unwrap_or_else(|error| panic!("add to the list of skipped tests {list:?}: {error}"));
+    }
+    R::skipped()
+}
