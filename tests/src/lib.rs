@@ -1,4 +1,23 @@
 //! What the behaviour tests share: pods made of namespaces and cgroups, real servers, and a
 //! way to say that a test cannot run here.
+//!
+//! # Layout
+//! - Waiting and doubt: [`wait`], [`skip`], [`noise`].
+//! - Where things run: [`place`], [`pod`], [`process`].
+//! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], and the [`way`]
+//!   a test's connections take.
+//! - The other ends: [`peer`]s at an [`address`], and real [`server`]s.
 
+pub mod address;
+pub mod ambassador;
+pub mod http;
+pub mod metrics;
+pub mod noise;
+pub mod peer;
+pub mod place;
+pub mod pod;
+pub mod process;
+pub mod server;
 pub mod skip;
+pub mod wait;
+pub mod way;

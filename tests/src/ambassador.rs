@@ -1,0 +1,205 @@
+//! The product itself, as its users start it: the binary with routes, its probes, metrics, log and
+//! control socket.
+
+use std::ffi::{OsStr, OsString};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http::{self, Answer};
+use crate::metrics::Metrics;
+use crate::place::Place;
+use crate::process::{self, Finished, Process};
+use crate::wait::{SOON, until};
+
+/// The variable naming a binary to test; without it the tests build their own.
+pub const BINARY: &str = "AMBASSADOR_BIN";
+
+/// An ambassador to be started.
+#[derive(Debug)]
+pub struct Launch {
+    place: Place,
+    admin: SocketAddr,
+    directory: TempDir,
+    wrapper: Vec<OsString>,
+    arguments: Vec<OsString>,
+}
+
+/// A running ambassador, killed when dropped.
+#[derive(Debug)]
+pub struct Ambassador {
+    /// The process, with its log on standard error.
+    pub process: Process,
+    /// Where probes and metrics are.
+    pub admin: SocketAddr,
+    place: Place,
+    directory: TempDir,
+}
+
+impl Launch {
+    /// With no route yet, an admin port and a control socket of its own, and a log for machines.
+    pub fn new(place: &Place) -> Result<Self> {
+        let directory = tempfile::tempdir().context("create a directory for an ambassador")?;
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, place.port()?));
+        let arguments = ["--log-format", "json", "--log-level", "info"].map(OsString::from).into();
+        Ok(Self { place: place.clone(), admin, directory, wrapper: Vec::new(), arguments })
+    }
+
+    /// With one more route, `[NAME:]LISTEN=ENDPOINT[,ENDPOINT...]`.
+    pub fn route(self, route: impl AsRef<OsStr>) -> Self {
+        self.flag("--route", route)
+    }
+
+    /// With a flag and its value.
+    pub fn flag(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.arguments.extend([name.into(), value.as_ref().into()]);
+        self
+    }
+
+    /// With this text as its configuration file.
+    pub fn config(self, yaml: &str) -> Result<Self> {
+        let path = self.directory.path().join("ambassador.yaml");
+        std::fs::write(&path, yaml).context("write a configuration file")?;
+        Ok(self.flag("--config", path))
+    }
+
+    /// Started by another program, such as `setpriv`, that replaces itself by the ambassador.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(OsString::from).collect();
+        self
+    }
+
+    /// Where files go that live as long as the ambassador.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(self) -> Result<Ambassador> {
+        let mut ambassador = self.spawn()?;
+        ambassador.wait_until_ready()?;
+        Ok(ambassador)
+    }
+
+    /// Starts it without waiting for anything.
+    pub fn spawn(self) -> Result<Ambassador> {
+        let control = control(&self.directory);
+        let mut words: Vec<&OsStr> = self.wrapper.iter().map(OsString::as_os_str).collect();
+        words.push(binary()?.as_os_str());
+        let process = Process::start(
+            self.place
+                .command(words[0])
+                .args(&words[1..])
+                .arg("run")
+                .args(&self.arguments)
+                .arg("--admin-http")
+                .arg(self.admin.to_string())
+                .arg("--control")
+                .arg(control),
+        )?;
+        Ok(Ambassador { process, admin: self.admin, place: self.place, directory: self.directory })
+    }
+}
+
+impl Ambassador {
+    /// Waits until it says that its routes are bound and its configuration is in force.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        until("the ambassador's readiness", SOON, || {
+            self.process.still_runs()?;
+            Ok(self.get("/readyz").is_ok_and(|answer| answer.status == 200).then_some(()))
+        })
+        .with_context(|| format!("its log was: {}", self.process.stderr()))
+    }
+
+    /// Asks its admin port.
+    pub fn get(&self, path: &str) -> Result<Answer> {
+        http::get(&self.place, self.admin, path)
+    }
+
+    /// Its metrics now.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let answer = self.get("/metrics")?;
+        ensure!(answer.status == 200, "GET /metrics answered {}", answer.status);
+        Metrics::parse(&answer.body)
+    }
+
+    /// Its log so far, line by line.
+    pub fn log(&self) -> Result<Vec<Value>> {
+        let text = self.process.stderr();
+        // The last line may still be on its way.
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete
+            .lines()
+            .map(|line| {
+                serde_json::from_str(line).with_context(|| format!("parse the log line {line:?}"))
+            })
+            .collect()
+    }
+
+    /// Its control socket.
+    pub fn control(&self) -> PathBuf {
+        control(&self.directory)
+    }
+
+    /// Runs one of the commands that talk over the control socket, such as `status --json`.
+    pub fn command(&self, words: &[&str]) -> Result<Finished> {
+        let mut command = command(&self.place)?;
+        command.args(words).arg("--control").arg(self.control());
+        Process::start(&mut command)?.finish(SOON)
+    }
+
+    /// Tells it to end as the kubelet does, and expects it to end well.
+    pub fn end(self) -> Result<Finished> {
+        self.process.signal(libc::SIGTERM)?;
+        let finished = self.process.finish(SOON)?;
+        ensure!(
+            finished.code() == Some(0),
+            "the ambassador ended with {}: {}",
+            finished.status,
+            finished.stderr
+        );
+        Ok(finished)
+    }
+}
+
+/// The ambassador's command line in `place`, without any argument yet.
+pub fn command(place: &Place) -> Result<Command> {
+    Ok(place.command(binary()?))
+}
+
+/// The binary under test, built if the environment names none.
+pub fn binary() -> Result<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| match std::env::var_os(BINARY) {
+        Some(path) => Ok(path.into()),
+        None => build().map_err(|error| format!("{error:#}")),
+    });
+    found.as_deref().map_err(|error| anyhow!("{error}"))
+}
+
+fn build() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = process::run(
+        Command::new(cargo)
+            .args(["build", "--package", "ambassador-user", "--bin", "ambassador"])
+            .arg("--message-format=json")
+            .current_dir(env!("CARGO_MANIFEST_DIR")),
+        Duration::from_secs(600),
+    )?;
+    output
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "ambassador")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("find the binary in what cargo built")
+}
+
+fn control(directory: &TempDir) -> PathBuf {
+    directory.path().join("control.sock")
+}

@@ -1,0 +1,126 @@
+//! The way a test's connections take. What the ambassador owes is "as on a direct connection", so
+//! every behaviour is expected of a direct connection first, and then of each relay.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::address::{Address, Family};
+use crate::ambassador::{Ambassador, Launch};
+use crate::peer::{Listener, Peer};
+use crate::place::Place;
+
+/// From a client to its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Straight: proves that the expectation itself is true.
+    Unproxied,
+    /// Through an ambassador that copies.
+    Copy,
+    /// Through an ambassador that splices.
+    Splice,
+}
+
+/// A way that leads to a server.
+#[derive(Debug)]
+pub struct Road {
+    /// Where clients connect to.
+    pub address: Address,
+    /// What is in between, if anything.
+    pub ambassador: Option<Ambassador>,
+    _directory: TempDir,
+}
+
+/// A server in the hands of the test, and a road that leads to it.
+#[derive(Debug)]
+pub struct Wire {
+    /// Accepts what arrives at the far end.
+    pub listener: Listener,
+    /// Where clients come from.
+    pub road: Road,
+}
+
+impl Way {
+    /// A direct connection, then every relay.
+    pub const ALL: [Self; 3] = [Self::Unproxied, Self::Copy, Self::Splice];
+    /// Every relay.
+    pub const RELAYS: [Self; 2] = [Self::Copy, Self::Splice];
+}
+
+/// As `--tier` wants it.
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unproxied => "unproxied",
+            Self::Copy => "copy",
+            Self::Splice => "splice",
+        })
+    }
+}
+
+impl Road {
+    /// From clients in `place`, whose sockets are of `family`, to `server`.
+    pub fn to(server: &Address, way: Way, place: &Place, family: Family) -> Result<Self> {
+        let directory = tempfile::tempdir().context("create a road's directory")?;
+        if way == Way::Unproxied {
+            return Ok(Self { address: server.clone(), ambassador: None, _directory: directory });
+        }
+        let address = match family {
+            Family::Tcp => SocketAddr::from((Ipv4Addr::LOCALHOST, place.port()?)).into(),
+            Family::Unix => Address::Unix(directory.path().join("client.sock")),
+        };
+        let ambassador = Launch::new(place)?
+            .flag("--tier", way.to_string())
+            .route(format!("road:{address}={server}"))
+            .start()?;
+        Ok(Self { address, ambassador: Some(ambassador), _directory: directory })
+    }
+}
+
+impl Wire {
+    /// From clients to a server, both of this family, here on the machine's loopback.
+    pub fn new(way: Way, family: Family) -> Result<Self> {
+        Self::between(way, family, family)
+    }
+
+    /// From clients of one family to a server of another, which takes a relay.
+    pub fn between(way: Way, client: Family, server: Family) -> Result<Self> {
+        let listener = Listener::new(server)?;
+        let road = Road::to(listener.address(), way, &Place::here(), client)?;
+        Ok(Self { listener, road })
+    }
+
+    /// A client and the server's end of its connection.
+    pub fn pair(&self) -> Result<(Peer, Peer)> {
+        let client = self.road.address.connect()?;
+        let server = self.listener.accept()?;
+        Ok((client, server))
+    }
+}
+
+/// Makes tests of behaviours: `on_every_way!(tcp: Tcp; a, b)` expects `a` and `b` of the functions
+/// of these names, which take a `&Wire`, on a direct connection and on each relay.
+#[macro_export]
+macro_rules! on_every_way {
+    ($module:ident: $family:ident; $($behaviour:ident),+ $(,)?) => {
+        mod $module {
+            $crate::on_every_way!(@way unproxied Unproxied $family; $($behaviour),+);
+            $crate::on_every_way!(@way copy Copy $family; $($behaviour),+);
+            $crate::on_every_way!(@way splice Splice $family; $($behaviour),+);
+        }
+    };
+    (@way $module:ident $way:ident $family:ident; $($behaviour:ident),+) => {
+        mod $module {
+            use $crate::address::Family;
+            use $crate::way::{Way, Wire};
+            $(
+                #[test]
+                fn $behaviour() -> anyhow::Result<()> {
+                    super::super::$behaviour(&Wire::new(Way::$way, Family::$family)?)
+                }
+            )+
+        }
+    };
+}
