@@ -3,11 +3,34 @@
 //! Nothing below this module sees a raw string, a "maybe unset" or an environment variable.
 #![forbid(unsafe_code)]
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+mod address;
+mod document;
+mod environment;
+mod file;
+mod layer;
+mod listeners;
+mod name;
+mod problem;
+mod resolve;
+mod shorthand;
+mod text;
+mod value;
+
+pub use environment::Environment;
+pub use problem::{ConfigError, Problem, Warning};
+pub use resolve::Resolved;
+
+pub(crate) use document::Document;
+pub(crate) use layer::{Draft, Layer, Said, Settings};
+pub(crate) use problem::Place;
+pub(crate) use resolve::resolve;
+pub(crate) use value::{ControlText, HttpText, Within};
 
 /// The whole configuration of one ambassador.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +110,10 @@ pub struct Route {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Listen {
     /// `if_available`: the `::1` that a bare `PORT` stands for, which a Pod without IPv6 does not have.
-    Tcp { address: SocketAddr, if_available: bool },
+    Tcp {
+        address: SocketAddr,
+        if_available: bool,
+    },
     Unix(PathBuf),
 }
 
@@ -112,7 +138,10 @@ pub struct Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Resolved by DNS and /etc/hosts, again and again.
-    Name { host: Arc<str>, port: u16 },
+    Name {
+        host: Arc<str>,
+        port: u16,
+    },
     Address(SocketAddr),
     Unix(PathBuf),
 }
@@ -145,4 +174,53 @@ pub struct Dns {
     pub max_ttl: Duration,
     /// Keep the last good addresses while DNS fails.
     pub stale: bool,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { http: Some((Ipv4Addr::UNSPECIFIED, 9090).into()), control: Control::default() }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self::IfPossible(PathBuf::from("/run/ambassador/control.sock"))
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { grace: Duration::ZERO, deadline: Duration::from_secs(25) }
+    }
+}
+
+impl Default for Connect {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(2), attempts: const { NonZeroU32::new(3).unwrap() } }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { min_ttl: Duration::from_secs(1), max_ttl: Duration::from_secs(30), stale: true }
+    }
+}
+
+impl TierLimit {
+    /// What both limits allow.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Auto, limit) | (limit, Self::Auto) => limit,
+            (Self::AtMost(one), Self::AtMost(other)) => Self::AtMost(one.min(other)),
+        }
+    }
+
+    /// Whether this limit allows `tier`.
+    pub fn allows(self, tier: Tier) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::AtMost(highest) => tier <= highest,
+        }
+    }
 }

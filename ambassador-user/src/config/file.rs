@@ -1,0 +1,356 @@
+//! The configuration file as people type it, in YAML or TOML.
+//!
+//! The doc comments here are the descriptions of the JSON Schema that `ambassador schema` prints.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::path::Path;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
+
+use super::address::{EndpointText, ListenText};
+use super::layer::{Draft, DrainTime, Layer, Policy, Said, Service, Settings};
+use super::name::Name;
+use super::problem::{ConfigError, Place, Problem, Warning, nearest, quote};
+use super::text::{OneOrMany, Text};
+use super::value::{ControlText, Count, HttpText, Protocol, RequireText, SocketMode, Within};
+use super::{Balance, Connect, Dns, TierLimit, Upstream};
+
+const MAX_ROUTES: usize = 10_000;
+const MAX_LISTEN: usize = 100;
+const MAX_ENDPOINTS: usize = 1_000;
+
+/// What an ambassador listens on, where that leads, and how it behaves.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping with the keys version, routes and upstreams")]
+#[schemars(title = "Configuration of the ambassador")]
+pub(crate) struct FileText {
+    /// The version of this format.
+    version: Version,
+    #[serde(default)]
+    admin: AdminText,
+    #[serde(default)]
+    acceleration: AccelerationText,
+    #[serde(default)]
+    drain: DrainText,
+    /// Each accepts connections at its listen addresses and carries them to its upstream.
+    #[serde(default)]
+    routes: Vec<RouteEntry>,
+    /// The services that routes lead to, by name.
+    #[serde(default)]
+    upstreams: BTreeMap<Text<Name>, UpstreamEntry>,
+}
+
+/// Where people and probes reach the ambassador.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys http and control")]
+struct AdminText {
+    /// The address of probes and metrics (read-only), or off.
+    #[schemars(extend("default" = "0.0.0.0:9090"))]
+    http: Option<Text<HttpText>>,
+    /// The socket for everything that changes state, or off. The default is
+    /// unix:/run/ambassador/control.sock where that can be bound, else off.
+    control: Option<Text<ControlText>>,
+}
+
+/// Which tiers may carry bytes: direct, sockmap, splice, copy, from the highest to the lowest.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys tier and require")]
+struct AccelerationText {
+    /// The highest tier allowed; auto is the best that works here.
+    #[schemars(extend("default" = "auto"))]
+    tier: Option<Text<TierLimit>>,
+    /// Refuse to start below this tier.
+    #[schemars(extend("default" = "none"))]
+    require: Option<Text<RequireText>>,
+}
+
+/// What happens after SIGTERM. Both times count from the signal.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys grace and deadline")]
+struct DrainText {
+    /// How long new connections are still accepted.
+    #[schemars(extend("default" = "0s"))]
+    grace: Option<Text<DrainTime>>,
+    /// When the connections that are left are cut.
+    #[schemars(extend("default" = "25s"))]
+    deadline: Option<Text<DrainTime>>,
+}
+
+/// One set of listen addresses that leads to one upstream.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping with the keys listen and upstream")]
+struct RouteEntry {
+    /// The name in logs and metrics; the default is the upstream's.
+    name: Option<Text<Name>>,
+    /// Where connections are accepted.
+    listen: OneOrMany<Text<ListenText>>,
+    /// The name of one of the upstreams.
+    upstream: Text<Name>,
+    /// What the bytes are: declared, never sniffed.
+    #[schemars(extend("default" = "tcp"))]
+    protocol: Option<Text<Protocol>>,
+    /// Connections beyond this many are refused.
+    #[schemars(extend("default" = 10_000))]
+    max_connections: Option<Count<1, 1_000_000>>,
+    /// A connection that moves no byte for so long is closed; 0s is never.
+    #[schemars(extend("default" = "0s"))]
+    idle_timeout: Option<Text<Within<0, 86_400_000>>>,
+    /// The highest tier allowed for this route, within acceleration.tier.
+    #[schemars(extend("default" = "auto"))]
+    tier: Option<Text<TierLimit>>,
+    /// The file mode of this route's Unix sockets; the directory decides who reaches them.
+    #[schemars(extend("default" = "0666"))]
+    socket_mode: Option<Text<SocketMode>>,
+}
+
+/// A service and how to reach it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping with the key endpoints")]
+struct UpstreamEntry {
+    /// Where the service is reached.
+    endpoints: OneOrMany<Text<EndpointText>>,
+    /// How the next endpoint is chosen: failover takes the first that works, round_robin takes
+    /// turns by weight, least_connections takes the least busy for its weight.
+    #[schemars(extend("default" = "failover"))]
+    balance: Option<Text<Balance>>,
+    #[serde(default)]
+    connect: ConnectText,
+    #[serde(default)]
+    dns: DnsText,
+}
+
+/// How a connection to the service is tried.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys timeout and attempts")]
+struct ConnectText {
+    /// For one attempt.
+    #[schemars(extend("default" = "2s"))]
+    timeout: Option<Text<Within<1, 300_000>>>,
+    /// Each on another endpoint, while there is one left.
+    #[schemars(extend("default" = 3))]
+    attempts: Option<Count<1, 100>>,
+}
+
+/// How long an answer of DNS is believed.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a mapping with the keys min_ttl, max_ttl and stale"
+)]
+struct DnsText {
+    /// At least so long, whatever the answer says.
+    #[schemars(extend("default" = "1s"))]
+    min_ttl: Option<Text<Within<1, 86_400_000>>>,
+    /// At most so long, whatever the answer says.
+    #[schemars(extend("default" = "30s"))]
+    max_ttl: Option<Text<Within<1, 86_400_000>>>,
+    /// Keep the last good addresses while DNS fails.
+    #[schemars(extend("default" = true))]
+    stale: Option<bool>,
+}
+
+/// The only version there is.
+#[derive(Debug)]
+struct Version;
+
+impl FileText {
+    /// What the file says, with its names of upstreams resolved.
+    pub(crate) fn layer(self, file: &Arc<Path>) -> Result<Layer, ConfigError> {
+        let Version = self.version;
+        let top = |key: &str| Place::in_file(file, key);
+        let mut layer = Layer { settings: self.settings(file), ..Layer::default() };
+
+        let mut upstreams = BTreeMap::new();
+        for (Text(name), entry) in self.upstreams {
+            let place = top("upstreams").key(&name);
+            let upstream = entry.meaning(&name, &place, &mut layer.warnings)?;
+            upstreams.insert(name, (Arc::new(upstream), place));
+        }
+
+        within(self.routes.len(), 0, MAX_ROUTES, &top("routes"))?;
+        let mut unused = upstreams.clone();
+        for (index, entry) in self.routes.into_iter().enumerate() {
+            let place = top("routes").index(index);
+            let name = &entry.upstream.0;
+            let Some((upstream, _)) = upstreams.get(name) else {
+                return Err(unknown_upstream(name, upstreams.keys()).at(&place.key("upstream")));
+            };
+            unused.remove(name);
+            layer.routes.push(entry.draft(Service::Shared(upstream.clone()), place)?);
+        }
+        layer.warnings.extend(unused.into_values().map(|(_, place)| {
+            Warning::new(place, Problem::new("no route leads here", "add a route, or remove it"))
+        }));
+        Ok(layer)
+    }
+
+    fn settings(&self, file: &Arc<Path>) -> Settings {
+        fn said<T: Clone>(value: &Option<Text<T>>, file: &Arc<Path>, key: &str) -> Option<Said<T>> {
+            let Text(value) = value.clone()?;
+            Some(Said { value, place: Place::in_file(file, key) })
+        }
+        Settings {
+            admin_http: said(&self.admin.http, file, "admin.http"),
+            control: said(&self.admin.control, file, "admin.control"),
+            tier: said(&self.acceleration.tier, file, "acceleration.tier"),
+            require: said(&self.acceleration.require, file, "acceleration.require"),
+            drain_grace: said(&self.drain.grace, file, "drain.grace"),
+            drain_deadline: said(&self.drain.deadline, file, "drain.deadline"),
+        }
+    }
+}
+
+impl RouteEntry {
+    fn draft(self, service: Service, place: Place) -> Result<Draft, ConfigError> {
+        let listen_place = place.key("listen");
+        within(self.listen.0.len(), 1, MAX_LISTEN, &listen_place)?;
+        let listen = self.listen.0.iter().enumerate();
+        let listen = listen
+            .flat_map(|(index, Text(text))| Said::listen(text, &listen_place.index(index)))
+            .collect();
+        let Protocol = self.protocol.map_or(Protocol, |protocol| protocol.0);
+        let default = Policy::default();
+        let policy = Policy {
+            socket_mode: self.socket_mode.map_or(default.socket_mode, |mode| mode.0.0),
+            max_connections: self
+                .max_connections
+                .and_then(|count| NonZeroU32::new(count.0))
+                .unwrap_or(default.max_connections),
+            idle_timeout: self.idle_timeout.map(|time| time.0.0).filter(|time| !time.is_zero()),
+            tier: self.tier.map_or(default.tier, |tier| tier.0),
+        };
+        let name = Some(self.name.unwrap_or(self.upstream).0);
+        Ok(Draft { place, name, listen, service, policy })
+    }
+}
+
+impl UpstreamEntry {
+    fn meaning(
+        self,
+        name: &Name,
+        place: &Place,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Upstream, ConfigError> {
+        within(self.endpoints.0.len(), 1, MAX_ENDPOINTS, &place.key("endpoints"))?;
+        let endpoints: Vec<_> =
+            self.endpoints.0.iter().map(|Text(endpoint)| endpoint.meaning()).collect();
+        let balance = self.balance.map_or_else(Balance::default, |balance| balance.0);
+        if balance == Balance::Failover && endpoints.iter().any(|e| e.weight > NonZeroU16::MIN) {
+            warnings.push(Warning::new(
+                place.key("endpoints"),
+                Problem::new("failover takes no notice of weights", "write balance: round_robin"),
+            ));
+        }
+        let connect = Connect::default();
+        let connect = Connect {
+            timeout: self.connect.timeout.map_or(connect.timeout, |time| time.0.0),
+            attempts: self
+                .connect
+                .attempts
+                .and_then(|count| NonZeroU32::new(count.0))
+                .unwrap_or(connect.attempts),
+        };
+        Ok(Upstream {
+            name: name.shared(),
+            endpoints,
+            balance,
+            connect,
+            dns: self.dns.meaning(place)?,
+        })
+    }
+}
+
+impl DnsText {
+    fn meaning(self, upstream: &Place) -> Result<Dns, ConfigError> {
+        let default = Dns::default();
+        let dns = Dns {
+            min_ttl: self.min_ttl.map_or(default.min_ttl, |time| time.0.0),
+            max_ttl: self.max_ttl.map_or(default.max_ttl, |time| time.0.0),
+            stale: self.stale.unwrap_or(default.stale),
+        };
+        if dns.min_ttl > dns.max_ttl {
+            return Err(Problem::new(
+                format!(
+                    "min_ttl {} is above max_ttl {}",
+                    humantime::format_duration(dns.min_ttl),
+                    humantime::format_duration(dns.max_ttl)
+                ),
+                "raise max_ttl or lower min_ttl",
+            )
+            .at(&upstream.key("dns")));
+        }
+        Ok(dns)
+    }
+}
+
+/// Checks the length of a list.
+fn within(length: usize, min: usize, max: usize, place: &Place) -> Result<(), ConfigError> {
+    if (min..=max).contains(&length) {
+        return Ok(());
+    }
+    let problem = if length < min {
+        Problem::new("the list is empty", format!("write at least {min}"))
+    } else {
+        Problem::new(format!("the list has {length} entries"), format!("write at most {max}"))
+    };
+    Err(problem.at(place))
+}
+
+fn unknown_upstream<'a>(name: &Name, known: impl Iterator<Item = &'a Name>) -> Problem {
+    let guess = nearest(name.as_str(), known.map(Name::as_str));
+    let guess = guess.map_or(String::new(), |known| format!(", did you mean {known:?}?"));
+    Problem::new(
+        format!("there is no upstream {}{guess}", quote(name.as_str())),
+        format!("write the name of one, or define it as upstreams.{name}"),
+    )
+}
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_u64(VersionVisitor)
+    }
+}
+
+struct VersionVisitor;
+
+impl Visitor<'_> for VersionVisitor {
+    type Value = Version;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("version: 1")
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Version, E> {
+        match number {
+            1 => Ok(Version),
+            _ => Err(E::custom(Problem::new(
+                format!("version {number} is not known to this release"),
+                "write version: 1",
+            ))),
+        }
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Version, E> {
+        self.visit_u64(u64::try_from(number).unwrap_or(0))
+    }
+}
+
+impl JsonSchema for Version {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Version".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "const": 1 })
+    }
+}

@@ -1,0 +1,139 @@
+//! What one source says: the file, the environment and the flags each become one [`Layer`].
+
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::address::{EndpointText, ListenText};
+use super::name::Name;
+use super::problem::{ConfigError, Place, Problem, Warning};
+use super::shorthand::RouteText;
+use super::value::{ControlText, HttpText, RequireText, Within};
+use super::{Balance, Endpoint, Listen, TierLimit, Upstream};
+
+/// The bounds of `drain.grace` and `drain.deadline`: none to an hour.
+pub(crate) type DrainTime = Within<0, 3_600_000>;
+
+/// Everything one source says.
+#[derive(Debug, Default)]
+pub(crate) struct Layer {
+    pub(crate) settings: Settings,
+    pub(crate) routes: Vec<Draft>,
+    pub(crate) warnings: Vec<Warning>,
+}
+
+/// The settings that every source can give.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    pub(crate) admin_http: Option<Said<HttpText>>,
+    pub(crate) control: Option<Said<ControlText>>,
+    pub(crate) tier: Option<Said<TierLimit>>,
+    pub(crate) require: Option<Said<RequireText>>,
+    pub(crate) drain_grace: Option<Said<DrainTime>>,
+    pub(crate) drain_deadline: Option<Said<DrainTime>>,
+}
+
+/// A value and where it was said.
+#[derive(Debug, Clone)]
+pub(crate) struct Said<T> {
+    pub(crate) value: T,
+    pub(crate) place: Place,
+}
+
+/// A route of one source, before the sources are united.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub(crate) place: Place,
+    /// `None`: the route is named after its upstream.
+    pub(crate) name: Option<Name>,
+    /// Each with its place, so that a collision can name both.
+    pub(crate) listen: Vec<Said<Listen>>,
+    pub(crate) service: Service,
+    pub(crate) policy: Policy,
+}
+
+/// What a draft leads to.
+#[derive(Debug, Clone)]
+pub(crate) enum Service {
+    /// An upstream of the file, which other routes may lead to as well.
+    Shared(Arc<Upstream>),
+    /// An upstream of this route alone, which takes the route's name.
+    Own { endpoints: Vec<Endpoint>, balance: Balance },
+}
+
+/// A route's settings that have defaults.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    pub(crate) socket_mode: u32,
+    pub(crate) max_connections: NonZeroU32,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) tier: TierLimit,
+}
+
+impl Service {
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        match self {
+            Self::Shared(upstream) => &upstream.endpoints,
+            Self::Own { endpoints, .. } => endpoints,
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            // Apps in other containers run as other users; the directory is the boundary.
+            socket_mode: 0o666,
+            max_connections: const { NonZeroU32::new(10_000).unwrap() },
+            idle_timeout: None,
+            tier: TierLimit::Auto,
+        }
+    }
+}
+
+impl Draft {
+    /// A route written on one line, with every setting at its default.
+    pub(crate) fn from_text(text: &RouteText, place: Place) -> Self {
+        let endpoints = text.endpoints.iter().map(EndpointText::meaning).collect();
+        Self {
+            name: text.name.clone(),
+            listen: Said::listen(&text.listen, &place),
+            service: Service::Own { endpoints, balance: text.balance() },
+            policy: Policy::default(),
+            place,
+        }
+    }
+}
+
+impl<T: FromStr<Err = Problem>> Said<T> {
+    /// The value that `text` at `place` stands for.
+    pub(crate) fn parse(text: &str, place: Place) -> Result<Self, ConfigError> {
+        match text.parse() {
+            Ok(value) => Ok(Self { value, place }),
+            Err(problem) => Err(problem.at(&place)),
+        }
+    }
+}
+
+impl Said<Listen> {
+    /// The addresses of a LISTEN that was written at `place`.
+    pub(crate) fn listen(text: &ListenText, place: &Place) -> Vec<Self> {
+        let said = |value| Self { value, place: place.clone() };
+        text.meaning().into_iter().map(said).collect()
+    }
+}
+
+impl Settings {
+    /// These settings, and those of `lower` where these are silent.
+    pub(crate) fn or(self, lower: Self) -> Self {
+        Self {
+            admin_http: self.admin_http.or(lower.admin_http),
+            control: self.control.or(lower.control),
+            tier: self.tier.or(lower.tier),
+            require: self.require.or(lower.require),
+            drain_grace: self.drain_grace.or(lower.drain_grace),
+            drain_deadline: self.drain_deadline.or(lower.drain_deadline),
+        }
+    }
+}

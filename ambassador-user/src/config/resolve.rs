@@ -1,0 +1,194 @@
+//! From what was typed to what is meant: unites the sources and checks what only the whole shows.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::layer::{Draft, Layer, Said, Service, Settings};
+use super::listeners::Listeners;
+use super::name::Name;
+use super::problem::{ConfigError, Place, Problem, Warning};
+use super::{
+    Acceleration, Admin, Config, Connect, Control, Dns, Drain, Route, TierLimit, Upstream,
+};
+
+/// A configuration, and how it came about.
+#[derive(Debug)]
+pub struct Resolved {
+    /// What is meant.
+    pub config: Config,
+    /// What works, but hardly as it was meant.
+    pub warnings: Vec<Warning>,
+    /// Who said what is not a default: settings as `drain.grace`, routes as `routes.NAME`.
+    pub origins: BTreeMap<String, String>,
+}
+
+/// Unites layers, the one with the highest precedence first.
+pub(crate) fn resolve(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
+    let mut settings = Settings::default();
+    let mut drafts: Vec<Draft> = Vec::new();
+    let mut warnings = Vec::new();
+    for layer in layers {
+        settings = settings.or(layer.settings);
+        warnings.extend(layer.warnings);
+        add_routes(&mut drafts, layer.routes)?;
+    }
+    if drafts.is_empty() {
+        return Err(Problem::new(
+            "there are none, so there is nothing to do",
+            "add one, such as --route 5432=orders-db.prod.svc:5432",
+        )
+        .at(&Place::named("routes")));
+    }
+
+    let mut origins = settings.origins();
+    let acceleration = settings.acceleration()?;
+    let admin = settings.admin();
+    let drain = settings.drain()?;
+    let drafts = named(drafts);
+    Listeners::of(&drafts, &admin)?.refuse_cycles(&drafts)?;
+    let mut routes = Vec::with_capacity(drafts.len());
+    for (name, draft) in drafts {
+        origins.insert(format!("routes.{name}"), draft.place.source());
+        routes.push(draft.route(&name, acceleration)?);
+    }
+    Ok(Resolved { config: Config { admin, acceleration, drain, routes }, warnings, origins })
+}
+
+/// Adds the routes of a lower layer, except those that a higher one has replaced by name.
+fn add_routes(drafts: &mut Vec<Draft>, lower: Vec<Draft>) -> Result<(), ConfigError> {
+    let higher: HashSet<Name> = drafts.iter().filter_map(|draft| draft.name.clone()).collect();
+    let mut seen: HashMap<Name, Place> = HashMap::new();
+    for draft in lower {
+        if let Some(name) = &draft.name {
+            if higher.contains(name) {
+                continue;
+            }
+            if let Some(first) = seen.insert(name.clone(), draft.place.clone()) {
+                return Err(Problem::new(
+                    format!("the name {name} is taken by {first}"),
+                    "give this route another name",
+                )
+                .at(&draft.place));
+            }
+        }
+        drafts.push(draft);
+    }
+    Ok(())
+}
+
+/// Gives the routes without a name one that nobody else has.
+fn named(drafts: Vec<Draft>) -> Vec<(Name, Draft)> {
+    let mut taken: HashSet<Name> = drafts.iter().filter_map(|draft| draft.name.clone()).collect();
+    let name = |draft: Draft| -> (Name, Draft) {
+        let name = draft.name.clone().unwrap_or_else(|| {
+            let name = Name::derived(&draft.service.endpoints()[0].target, &draft.listen[0].value);
+            name.unique(|name| taken.contains(name))
+        });
+        taken.insert(name.clone());
+        (name, draft)
+    };
+    drafts.into_iter().map(name).collect()
+}
+
+impl Settings {
+    /// Who said each of the settings that is said at all.
+    fn origins(&self) -> BTreeMap<String, String> {
+        fn origin<T>(key: &str, said: &Option<Said<T>>) -> Option<(String, String)> {
+            said.as_ref().map(|said| (key.to_owned(), said.place.source()))
+        }
+        [
+            origin("admin.http", &self.admin_http),
+            origin("admin.control", &self.control),
+            origin("acceleration.tier", &self.tier),
+            origin("acceleration.require", &self.require),
+            origin("drain.grace", &self.drain_grace),
+            origin("drain.deadline", &self.drain_deadline),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    fn admin(&self) -> Admin {
+        let default = Admin::default();
+        Admin {
+            http: self.admin_http.as_ref().map_or(default.http, |said| said.value.0),
+            control: match &self.control {
+                None => default.control,
+                Some(said) => said.value.0.clone().map_or(Control::Off, Control::At),
+            },
+        }
+    }
+
+    fn acceleration(&self) -> Result<Acceleration, ConfigError> {
+        let tier = self.tier.as_ref().map_or(TierLimit::Auto, |said| said.value);
+        let require = self.require.as_ref().and_then(|said| said.value.0);
+        if let (Some(said), Some(required)) = (&self.require, require)
+            && !tier.allows(required)
+        {
+            return Err(Problem::new(
+                format!("tier {required} is required, and only {tier} and below is allowed"),
+                format!("require {tier} or lower, or allow {required}"),
+            )
+            .at(&said.place));
+        }
+        Ok(Acceleration { tier, require })
+    }
+
+    fn drain(&self) -> Result<Drain, ConfigError> {
+        let default = Drain::default();
+        let drain = Drain {
+            grace: self.drain_grace.as_ref().map_or(default.grace, |said| said.value.0),
+            deadline: self.drain_deadline.as_ref().map_or(default.deadline, |said| said.value.0),
+        };
+        if drain.grace > drain.deadline {
+            let said = self.drain_grace.as_ref().or(self.drain_deadline.as_ref());
+            let place = said.map_or_else(|| Place::named("drain"), |said| said.place.clone());
+            return Err(Problem::new(
+                format!(
+                    "grace {} ends after deadline {}",
+                    humantime::format_duration(drain.grace),
+                    humantime::format_duration(drain.deadline)
+                ),
+                "raise the deadline or shorten the grace; both count from the signal",
+            )
+            .at(&place));
+        }
+        Ok(drain)
+    }
+}
+
+impl Draft {
+    /// The route this draft describes, under its final name.
+    fn route(self, name: &Name, acceleration: Acceleration) -> Result<Route, ConfigError> {
+        let tier = self.policy.tier.and(acceleration.tier);
+        if let Some(required) = acceleration.require
+            && !tier.allows(required)
+        {
+            return Err(Problem::new(
+                format!("tier {required} is required, and this route allows only {tier}"),
+                format!("allow {required} here, or lower acceleration.require"),
+            )
+            .at(&self.place.key("tier")));
+        }
+        let upstream = match self.service {
+            Service::Shared(upstream) => upstream,
+            Service::Own { endpoints, balance } => Arc::new(Upstream {
+                name: name.shared(),
+                endpoints,
+                balance,
+                connect: Connect::default(),
+                dns: Dns::default(),
+            }),
+        };
+        Ok(Route {
+            name: name.shared(),
+            listen: self.listen.into_iter().map(|said| said.value).collect(),
+            socket_mode: self.policy.socket_mode,
+            upstream,
+            max_connections: self.policy.max_connections,
+            idle_timeout: self.policy.idle_timeout,
+            tier,
+        })
+    }
+}

@@ -1,0 +1,352 @@
+//! The settings that are one value, each with its grammar and its bounds.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+
+use super::address::{ListenText, unix_path};
+use super::problem::{Problem, nearest, quote};
+use super::text::Written;
+use super::{Balance, Tier, TierLimit};
+
+/// A duration of at least `MIN` and at most `MAX` milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Within<const MIN: u64, const MAX: u64>(pub(crate) Duration);
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Count<const MIN: u32, const MAX: u32>(pub(crate) u32);
+
+/// `admin.http`: an address, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HttpText(pub(crate) Option<SocketAddr>);
+
+/// `admin.control`: a socket, or `off`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ControlText(pub(crate) Option<PathBuf>);
+
+/// `acceleration.require`: a tier, or `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RequireText(pub(crate) Option<Tier>);
+
+/// The mode of a socket file, in octal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SocketMode(pub(crate) u32);
+
+/// What a route's bytes are; only plain TCP in this release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Protocol;
+
+impl<const MIN: u64, const MAX: u64> FromStr for Within<MIN, MAX> {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let bounds = format!("{} to {}", millis(MIN), millis(MAX));
+        let duration = humantime::parse_duration(text).map_err(|_| {
+            Problem::new(
+                format!("{} is not a duration", quote(text)),
+                format!("write a number with its unit, such as 500ms, 2s or 5m, {bounds}"),
+            )
+        })?;
+        if duration < Duration::from_millis(MIN) || duration > Duration::from_millis(MAX) {
+            return Err(Problem::new(
+                format!("{} is out of bounds", quote(text)),
+                format!("write {bounds}"),
+            ));
+        }
+        Ok(Self(duration))
+    }
+}
+
+/// Milliseconds as people write them.
+fn millis(millis: u64) -> String {
+    humantime::format_duration(Duration::from_millis(millis)).to_string()
+}
+
+impl<const MIN: u64, const MAX: u64> Written for Within<MIN, MAX> {
+    const EXPECTED: &'static str = "a duration with its unit, such as 500ms, 2s or 5m";
+
+    fn schema() -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": format!("A duration with its unit, {} to {}", millis(MIN), millis(MAX)),
+            "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*[A-Za-zµ]+(\s*[0-9]+(\.[0-9]+)?\s*[A-Za-zµ]+)*\s*$",
+            "examples": ["500ms", "2s", "5m"],
+        })
+    }
+}
+
+impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Count<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_u64(CountVisitor)
+    }
+}
+
+struct CountVisitor<const MIN: u32, const MAX: u32>;
+
+impl<const MIN: u32, const MAX: u32> Visitor<'_> for CountVisitor<MIN, MAX> {
+    type Value = Count<MIN, MAX>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a whole number, {MIN} to {MAX}")
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        let bounded = u32::try_from(number).ok().filter(|number| (MIN..=MAX).contains(number));
+        bounded.map(Count).ok_or_else(|| {
+            E::custom(Problem::new(
+                format!("{number} is out of bounds"),
+                format!("write {MIN} to {MAX}"),
+            ))
+        })
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+        let positive = u64::try_from(number)
+            .map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))?;
+        self.visit_u64(positive)
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> JsonSchema for Count<MIN, MAX> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("{MIN} to {MAX}").into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+impl FromStr for HttpText {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        match text.parse()? {
+            ListenText::Address(address) => Ok(Self(Some(address))),
+            ListenText::Port(port) => Err(Problem::new(
+                format!("{port} does not say which address"),
+                format!("write 0.0.0.0:{port} for probes of the kubelet, or 127.0.0.1:{port}"),
+            )),
+            ListenText::Unix(_) => Err(Problem::new(
+                "probes and metrics are not served on a Unix socket",
+                "write IP:PORT, or off",
+            )),
+        }
+    }
+}
+
+impl Written for HttpText {
+    const EXPECTED: &'static str = "an address such as 0.0.0.0:9090, or off";
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "examples": ["0.0.0.0:9090", "[::]:9090", "off"] })
+    }
+}
+
+impl FromStr for ControlText {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let path = text.strip_prefix("unix:").ok_or_else(|| {
+            Problem::new(
+                format!("{} is not a Unix socket", quote(text)),
+                "write unix:PATH, such as unix:/run/ambassador/control.sock, or off",
+            )
+        })?;
+        unix_path(path).map(|path| Self(Some(path)))
+    }
+}
+
+impl Written for ControlText {
+    const EXPECTED: &'static str = "unix:PATH, or off";
+
+    fn schema() -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^(off|unix:/.*[^/])$",
+            "examples": ["unix:/run/ambassador/control.sock", "off"],
+        })
+    }
+}
+
+impl FromStr for SocketMode {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let octal = text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if octal && matches!(text.len(), 3 | 4) && mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(Problem::new(
+                format!("{} is not a file mode", quote(text)),
+                "write three octal digits after a 0, in quotes, such as \"0660\"",
+            )),
+        }
+    }
+}
+
+impl Written for SocketMode {
+    const EXPECTED: &'static str = "a file mode in quotes, such as \"0660\"";
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^0?[0-7]{3}$", "examples": ["0660"] })
+    }
+}
+
+/// The word's value in a fixed list, or a refusal that names the list.
+fn one_of<T: Copy>(
+    text: &str,
+    kind: &str,
+    words: &[(&'static str, T)],
+    later: &[&str],
+) -> Result<T, Problem> {
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+        return Ok(*value);
+    }
+    let list = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+    if later.contains(&text) {
+        return Err(Problem::new(
+            format!("{kind} {text} is not in this release"),
+            format!("write {list}"),
+        ));
+    }
+    let guess = nearest(text, words.iter().map(|(word, _)| *word));
+    let guess = guess.map_or(String::new(), |word| format!(", did you mean {word:?}?"));
+    Err(Problem::new(format!("{} is not a {kind}{guess}", quote(text)), format!("write {list}")))
+}
+
+const TIERS: [(&str, Tier); 4] = [
+    ("direct", Tier::Direct),
+    ("sockmap", Tier::Sockmap),
+    ("splice", Tier::Splice),
+    ("copy", Tier::Copy),
+];
+
+impl FromStr for Tier {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        one_of(text, "tier", &TIERS, &[])
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Sockmap => "sockmap",
+            Self::Splice => "splice",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+impl FromStr for TierLimit {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let limits = TIERS.map(|(word, tier)| (word, Self::AtMost(tier)));
+        one_of(text, "tier", &[&[("auto", Self::Auto)], &limits[..]].concat(), &[])
+    }
+}
+
+impl fmt::Display for TierLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::AtMost(tier) => write!(f, "{tier}"),
+        }
+    }
+}
+
+impl Written for TierLimit {
+    const EXPECTED: &'static str = "a tier: auto, direct, sockmap, splice or copy";
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "enum": ["auto", "direct", "sockmap", "splice", "copy"] })
+    }
+}
+
+impl FromStr for RequireText {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let tiers = TIERS.map(|(word, tier)| (word, Some(tier)));
+        one_of(text, "tier", &[&[("none", None)], &tiers[..]].concat(), &[]).map(Self)
+    }
+}
+
+impl Written for RequireText {
+    const EXPECTED: &'static str = "a tier to require: none, direct, sockmap, splice or copy";
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "enum": ["none", "direct", "sockmap", "splice", "copy"] })
+    }
+}
+
+impl FromStr for Balance {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let words = [
+            ("failover", Self::Failover),
+            ("round_robin", Self::RoundRobin),
+            ("least_connections", Self::LeastConnections),
+        ];
+        one_of(text, "balance", &words, &["random_two", "source_hash"])
+    }
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Failover => "failover",
+            Self::RoundRobin => "round_robin",
+            Self::LeastConnections => "least_connections",
+        })
+    }
+}
+
+impl Written for Balance {
+    const EXPECTED: &'static str = "a balance: failover, round_robin or least_connections";
+
+    fn schema() -> Schema {
+        json_schema!({
+            "type": "string",
+            "enum": ["failover", "round_robin", "least_connections"],
+        })
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let later = ["redis", "postgres", "mysql", "mongodb", "http", "tls"];
+        one_of(text, "protocol", &[("tcp", Self)], &later)
+    }
+}
+
+impl Written for Protocol {
+    const EXPECTED: &'static str = "a protocol: tcp";
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "const": "tcp" })
+    }
+}
