@@ -1,0 +1,117 @@
+//! Probes and metrics over HTTP. Reads state, never changes it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tracing::debug;
+
+use crate::daemon::Service;
+use crate::drain::Phase;
+use crate::proxy::listener::Listener;
+
+/// A request head larger than this is refused, and one slower than this is cut off.
+const MOST_HEAD: usize = 16 * 1024;
+const HEAD_TIME: Duration = Duration::from_secs(2);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers HTTP until the process ends.
+pub async fn serve(listener: Listener, service: Arc<Service>) {
+    super::serve(listener, |socket| {
+        let service = Arc::clone(&service);
+        async move {
+            let answer = service_fn(|request| {
+                let response = respond(&request, &service);
+                async { Ok::<_, Infallible>(response) }
+            });
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIME)
+                .max_buf_size(MOST_HEAD)
+                .serve_connection(TokioIo::new(socket), answer)
+                .await;
+            if let Err(error) = served {
+                debug!("admin caller: {error}");
+            }
+        }
+    })
+    .await;
+}
+
+fn respond(request: &Request<Incoming>, service: &Service) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut refusal = text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "read-only: state is changed over the control socket (ambassador drain, ...)\n".into(),
+        );
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return refusal;
+    }
+    let verbose = request.uri().query().is_some_and(|query| {
+        query.split('&').any(|parameter| parameter.split('=').next() == Some("verbose"))
+    });
+    match request.uri().path() {
+        // The process is alive if it can say so; whether upstreams are is not its liveness.
+        "/livez" => probe(true, verbose, service),
+        // Once bound, it has started, and it stays started while it drains.
+        "/startupz" => probe(true, verbose, service),
+        "/readyz" | "/healthz" => probe(service.ready(), verbose, service),
+        "/metrics" => metrics(service),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there are /startupz /readyz /livez /healthz (?verbose) and /metrics\n".into(),
+        ),
+    }
+}
+
+fn probe(passed: bool, verbose: bool, service: &Service) -> Response<Full<Bytes>> {
+    let status = if passed { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut body = match (passed, service.drain.phase()) {
+        (true, _) => "ok\n".to_owned(),
+        (false, Phase::Serving) => "not ready\n".to_owned(),
+        (false, Phase::Grace | Phase::Finishing) => "not ready: draining\n".to_owned(),
+    };
+    if verbose {
+        for (route, meant) in &service.routes {
+            body += &format!(
+                "route {}: {} connections, tier {}, upstream {} ({})\n",
+                route.name,
+                route.active(),
+                route.tier,
+                route.upstream.name,
+                meant.upstream.endpoints.len(),
+            );
+        }
+    }
+    text(status, body)
+}
+
+fn metrics(service: &Service) -> Response<Full<Bytes>> {
+    service.connections.settle();
+    match service.metrics.render() {
+        Ok(body) => response(StatusCode::OK, OPEN_METRICS, body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    response(status, TEXT, body)
+}
+
+fn response(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

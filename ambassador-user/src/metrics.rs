@@ -1,0 +1,151 @@
+//! What is counted, under the names that dashboards use. Labels come from configuration only, so no
+//! label grows without bound.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::config::Tier;
+use crate::process;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Every metric of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    connections_total: Family<Labels, Counter>,
+    connections_active: Family<Labels, Gauge>,
+    bytes_total: Family<Labels, Counter>,
+    connect_seconds: Family<Labels, Histogram, fn() -> Histogram>,
+    tier_info: Family<Labels, Gauge>,
+}
+
+/// The metrics of one route, looked up once.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    pub active: Gauge,
+    pub up: Counter,
+    pub down: Counter,
+    pub connect_seconds: Histogram,
+    labels: Labels,
+    connections_total: Family<Labels, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("ambassador");
+        let connections_total = Family::default();
+        let connections_active = Family::default();
+        let bytes_total = Family::default();
+        // 0.1 ms to 6.5 s: from a neighbour on the node to the last of three attempts.
+        let connect_seconds =
+            Family::new_with_constructor((|| Histogram::new(exponential_buckets(1e-4, 2.0, 17))) as _);
+        let tier_info = Family::default();
+        registry.register(
+            "connections",
+            "Connections that have ended, by endpoint, tier and outcome",
+            connections_total.clone(),
+        );
+        registry.register("connections_active", "Connections open now", connections_active.clone());
+        registry.register("bytes", "Bytes carried, by direction and tier", bytes_total.clone());
+        registry.register_with_unit(
+            "connect",
+            "Time from accepting a connection to having reached its upstream",
+            Unit::Seconds,
+            connect_seconds.clone(),
+        );
+        registry.register("tier_info", "The tier in force, and why no higher one", tier_info.clone());
+        registry.register_collector(Box::new(ProcessCollector));
+        Self {
+            registry,
+            connections_total,
+            connections_active,
+            bytes_total,
+            connect_seconds,
+            tier_info,
+        }
+    }
+}
+
+impl Metrics {
+    /// The metrics of a route carried by `tier` for `reason`.
+    pub fn route(&self, route: &str, tier: Tier, reason: &str) -> RouteMetrics {
+        let of_route = vec![("route", route.to_owned())];
+        let mut labels = of_route.clone();
+        labels.push(("tier", tier.to_string()));
+        let bytes = |direction: &str| {
+            let mut labels = labels.clone();
+            labels.push(("direction", direction.to_owned()));
+            self.bytes_total.get_or_create_owned(&labels)
+        };
+        let mut why = labels.clone();
+        why.push(("reason", reason.to_owned()));
+        self.tier_info.get_or_create_owned(&why).set(1);
+        RouteMetrics {
+            active: self.connections_active.get_or_create_owned(&labels),
+            up: bytes("up"),
+            down: bytes("down"),
+            connect_seconds: self.connect_seconds.get_or_create_owned(&of_route),
+            connections_total: self.connections_total.clone(),
+            labels,
+        }
+    }
+
+    /// The OpenMetrics text.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl RouteMetrics {
+    /// Counts a connection that has ended. `endpoint` is empty when none was reached.
+    pub fn ended(&self, endpoint: &str, outcome: &str) {
+        let mut labels = self.labels.clone();
+        labels.push(("endpoint", endpoint.to_owned()));
+        labels.push(("outcome", outcome.to_owned()));
+        self.connections_total.get_or_create(&labels).inc();
+    }
+}
+
+/// Reads the process's own figures at each scrape.
+#[derive(Debug)]
+struct ProcessCollector;
+
+impl Collector for ProcessCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        // Without /proc there is nothing to tell.
+        let Ok(figures) = process::Figures::now() else { return Ok(()) };
+        let cpu = ConstCounter::new(figures.cpu_seconds);
+        cpu.encode(encoder.encode_descriptor(
+            "process_cpu",
+            "User and system time spent",
+            Some(&Unit::Seconds),
+            prometheus_client::metrics::MetricType::Counter,
+        )?)?;
+        let gauges = [
+            ("process_resident_memory", "Memory in RAM", Some(&Unit::Bytes), figures.resident_bytes),
+            ("process_open_fds", "Open file descriptors", None, figures.open_fds),
+            ("process_max_fds", "Most file descriptors allowed", None, figures.max_fds),
+        ];
+        for (name, help, unit, value) in gauges {
+            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            metric.encode(encoder.encode_descriptor(
+                name,
+                help,
+                unit,
+                prometheus_client::metrics::MetricType::Gauge,
+            )?)?;
+        }
+        Ok(())
+    }
+}

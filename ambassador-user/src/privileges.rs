@@ -1,0 +1,72 @@
+//! The one place that gives privileges up, and that says what is held, needed and dropped.
+//!
+//! Capabilities belong to threads, so this runs before the runtime starts any.
+
+use std::io;
+
+use anyhow::{Context, Result};
+use caps::{CapSet, CapsHashSet, Capability};
+use tracing::info;
+
+/// What this process needs after its sockets are bound. The tiers of this version: nothing.
+pub const NEEDED: &[Capability] = &[];
+
+/// Drops everything that is not needed, for good, and says so.
+pub fn drop_all() -> Result<()> {
+    let held = caps::read(None, CapSet::Permitted).context("read the capabilities")?;
+    let needed: CapsHashSet = NEEDED.iter().copied().filter(|cap| held.contains(cap)).collect();
+    let dropped = &held - &needed;
+    // The bounding set limits what an exec could regain; changing it takes a capability itself.
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
+        for capability in &dropped {
+            caps::drop(None, CapSet::Bounding, *capability)
+                .with_context(|| format!("drop {capability} from the bounding set"))?;
+        }
+    }
+    for set in [CapSet::Ambient, CapSet::Inheritable] {
+        caps::clear(None, set).with_context(|| format!("clear the {set:?} capabilities"))?;
+    }
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &needed).with_context(|| format!("set the {set:?} capabilities"))?;
+    }
+    no_new_privileges().context("set no_new_privs")?;
+    info!(
+        uid = effective_user(),
+        held = %list(&held),
+        needed = %list(&needed),
+        dropped = %list(&dropped),
+        "privileges"
+    );
+    Ok(())
+}
+
+/// The capabilities this process has now, for people.
+pub fn held() -> String {
+    caps::read(None, CapSet::Permitted).map_or_else(|error| error.to_string(), |held| list(&held))
+}
+
+/// The user this process acts as.
+pub fn effective_user() -> u32 {
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: this prctl(2) takes numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn list(set: &CapsHashSet) -> String {
+    if set.is_empty() {
+        return "none".to_owned();
+    }
+    if set == &caps::all() {
+        return "all".to_owned();
+    }
+    let mut names: Vec<_> = set.iter().map(ToString::to_string).collect();
+    names.sort_unstable();
+    names.join(",")
+}

@@ -1,0 +1,113 @@
+//! Reaching an upstream: over its endpoints, over an endpoint's addresses, each step bounded.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use socket2::{Domain, SockAddr, Type};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::socket::{Family, Socket, tune_tcp};
+use crate::upstream::{Lease, Reach, Upstream};
+
+/// How long an address may be silent before the next one is tried beside it (RFC 8305).
+const FALLBACK: Duration = Duration::from_millis(250);
+/// A full Unix backlog gives no event to wait for.
+const UNIX_BACKLOG: Duration = Duration::from_millis(5);
+
+/// An established connection to an upstream.
+pub struct Connected {
+    pub socket: Socket,
+    pub lease: Lease,
+}
+
+/// Tries endpoints as the upstream's policy orders them: each at most once, at most `attempts` of
+/// them, each within `timeout`.
+pub async fn connect(upstream: &Upstream) -> Result<Connected> {
+    let mut tried = Vec::new();
+    let mut failures = Vec::new();
+    for _ in 0..upstream.connect.attempts.get() {
+        let Some((index, lease)) = upstream.choose(&tried) else { break };
+        let deadline = Instant::now() + upstream.connect.timeout;
+        match timeout_at(deadline, reach(&lease)).await.unwrap_or_else(|_elapsed| {
+            Err(anyhow!("no answer within {}", humantime::format_duration(upstream.connect.timeout)))
+        }) {
+            Ok(socket) => return Ok(Connected { socket, lease }),
+            Err(error) => {
+                failures.push(format!("{}: {error:#}", lease.endpoint().label()));
+                tried.push(index);
+            }
+        }
+    }
+    Err(anyhow!("{}", failures.join("; ")))
+}
+
+async fn reach(lease: &Lease) -> Result<Socket> {
+    match lease.endpoint().reach().await? {
+        Reach::Unix(path) => unix(&path).await.context("connect"),
+        Reach::Tcp(addresses) => match addresses[..] {
+            [address] => tcp(address).await.with_context(|| format!("connect to {address}")),
+            _ => fastest(addresses).await,
+        },
+    }
+}
+
+/// Tries the addresses in order, the next one beside the last when that fails or stays silent.
+async fn fastest(addresses: Vec<SocketAddr>) -> Result<Socket> {
+    let mut waiting = addresses.into_iter();
+    let mut racing = JoinSet::new();
+    let mut failure = anyhow!("no address");
+    loop {
+        if let Some(address) = waiting.next() {
+            racing.spawn(async move {
+                tcp(address).await.with_context(|| format!("connect to {address}"))
+            });
+        }
+        let ended = if waiting.len() > 0 {
+            tokio::select! {
+                ended = racing.join_next() => ended,
+                () = sleep(FALLBACK) => continue,
+            }
+        } else {
+            racing.join_next().await
+        };
+        match ended {
+            Some(Ok(Ok(socket))) => return Ok(socket),
+            Some(Ok(Err(error))) => failure = error,
+            Some(Err(error)) => failure = error.into(),
+            None => return Err(failure),
+        }
+    }
+}
+
+async fn tcp(address: SocketAddr) -> io::Result<Socket> {
+    let socket = stream(Domain::for_address(address))?;
+    tune_tcp(&socket)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let socket = Socket::new(socket, Family::Tcp)?;
+    socket.connected().await?;
+    Ok(socket)
+}
+
+async fn unix(path: &Path) -> io::Result<Socket> {
+    let address = SockAddr::unix(path)?;
+    loop {
+        let socket = stream(Domain::UNIX)?;
+        match socket.connect(&address) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(UNIX_BACKLOG).await,
+            Err(error) => return Err(error),
+            Ok(()) => return Socket::new(socket, Family::Unix),
+        }
+    }
+}
+
+fn stream(domain: Domain) -> io::Result<socket2::Socket> {
+    // Both flags in the one call of socket(2).
+    socket2::Socket::new_raw(domain, Type::STREAM.nonblocking().cloexec(), None)
+}

@@ -1,0 +1,280 @@
+//! One accepted connection, from accept to its access record; and the set of all that are alive.
+//!
+//! Everything a connection holds is held by guards, so an end in order, an error and a cut by the
+//! drain share one path: sockets that did not end in order are reset, the record is written, the
+//! route's place is given back.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tracing::{debug, info, warn};
+
+use super::connect::{self, Connected};
+use super::relay::{Broken, Traffic, relay};
+use super::socket::Socket;
+use super::splice::PipePool;
+use crate::config::Tier;
+use crate::route::{Admission, Route};
+
+/// Who connected.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    Tcp(std::net::SocketAddr),
+    /// A client of this Unix socket; clients themselves have no address.
+    Unix(Arc<Path>),
+}
+
+/// How a connection ended, as metrics and access records name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Ok,
+    ClientReset,
+    UpstreamReset,
+    ConnectFailed,
+    IdleTimeout,
+    Cut,
+}
+
+/// What can be told of a live connection.
+#[derive(Debug)]
+pub struct About {
+    pub id: u64,
+    pub peer: Peer,
+    pub started: Instant,
+    /// Unset while connecting.
+    pub endpoint: OnceLock<Arc<str>>,
+    pub traffic: Traffic,
+    admission: Admission,
+    /// What of `traffic` the route's counters already have.
+    settled: Mutex<(u64, u64)>,
+}
+
+/// All live connections: to list them, to wait for them, to cut them.
+#[derive(Debug, Default)]
+pub struct Connections {
+    next: AtomicU64,
+    live: Mutex<HashMap<u64, (Arc<About>, AbortHandle)>>,
+    emptied: Notify,
+}
+
+impl Connections {
+    /// Starts carrying an accepted connection.
+    pub fn spawn(
+        self: &Arc<Self>,
+        admission: Admission,
+        client: Socket,
+        peer: Peer,
+        pipes: &Arc<PipePool>,
+    ) {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let about = Arc::new(About {
+            id,
+            peer,
+            started: Instant::now(),
+            endpoint: OnceLock::new(),
+            traffic: Traffic::default(),
+            admission,
+            settled: Mutex::default(),
+        });
+        let record = Record {
+            about: Arc::clone(&about),
+            connections: Arc::clone(self),
+            outcome: Outcome::Cut,
+        };
+        let pipes = (about.route().tier == Tier::Splice).then(|| Arc::clone(pipes));
+        // Held over the spawn: the task's record takes itself out, which must not come first.
+        let mut live = self.live();
+        let task = tokio::spawn(carry(record, client, pipes));
+        live.insert(id, (about, task.abort_handle()));
+    }
+
+    /// Those alive now, oldest first.
+    pub fn list(&self) -> Vec<Arc<About>> {
+        let mut all: Vec<_> = self.live().values().map(|(about, _)| Arc::clone(about)).collect();
+        all.sort_unstable_by_key(|about| about.id);
+        all
+    }
+
+    pub fn count(&self) -> usize {
+        self.live().len()
+    }
+
+    /// Brings the routes' byte counters up to date.
+    pub fn settle(&self) {
+        self.live().values().for_each(|(about, _)| about.settle());
+    }
+
+    /// Resolves when none is alive.
+    pub async fn ended(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.count() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Resets all that are alive; [`Connections::ended`] tells when they are gone.
+    pub fn cut(&self) -> usize {
+        let live = self.live();
+        live.values().for_each(|(_, task)| task.abort());
+        live.len()
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<u64, (Arc<About>, AbortHandle)>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl About {
+    pub fn route(&self) -> &Arc<Route> {
+        self.admission.route()
+    }
+
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Hands what has moved since the last time to the route's counters.
+    fn settle(&self) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        let up = self.traffic.up.load(Ordering::Relaxed);
+        let down = self.traffic.down.load(Ordering::Relaxed);
+        self.route().count_bytes(up - settled.0, down - settled.1);
+        *settled = (up, down);
+    }
+}
+
+async fn carry(mut record: Record, client: Socket, pipes: Option<Arc<PipePool>>) {
+    let about = Arc::clone(&record.about);
+    let route = about.route();
+    let mut pair = Pair { client: Some(client), upstream: None };
+    // Boxed: connecting takes a large state that an established connection must not carry along.
+    let lease = match Box::pin(connect::connect(&route.upstream)).await {
+        Ok(Connected { socket, lease }) => {
+            pair.upstream = Some(socket);
+            lease
+        }
+        Err(error) => {
+            warn!(route = %route.name, peer = %about.peer, "cannot reach the upstream: {error:#}");
+            record.outcome = Outcome::ConnectFailed;
+            return;
+        }
+    };
+    route.count_connect(about.age());
+    // Set once, here.
+    let _ = about.endpoint.set(Arc::clone(lease.endpoint().label()));
+
+    record.outcome = match pair.relay(pipes.as_ref(), &about.traffic, route.idle_timeout).await {
+        Ok(()) => Outcome::Ok,
+        Err(Broken::Client(error)) => {
+            debug!(route = %route.name, peer = %about.peer, "client: {error}");
+            Outcome::ClientReset
+        }
+        Err(Broken::Upstream(error)) => {
+            debug!(route = %route.name, peer = %about.peer, "upstream: {error}");
+            Outcome::UpstreamReset
+        }
+        Err(Broken::Idle) => Outcome::IdleTimeout,
+    };
+}
+
+/// The two sockets of a connection: reset when dropped, unless they have ended in order.
+struct Pair {
+    client: Option<Socket>,
+    upstream: Option<Socket>,
+}
+
+impl Pair {
+    async fn relay(
+        &mut self,
+        pipes: Option<&Arc<PipePool>>,
+        traffic: &Traffic,
+        idle_timeout: Option<Duration>,
+    ) -> Result<(), Broken> {
+        let (Some(client), Some(upstream)) = (&self.client, &self.upstream) else {
+            return Ok(());
+        };
+        relay(client, upstream, pipes, traffic, idle_timeout).await?;
+        // In order: dropping a socket sends its FIN.
+        self.client = None;
+        self.upstream = None;
+        Ok(())
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        self.client.take().into_iter().chain(self.upstream.take()).for_each(Socket::reset);
+    }
+}
+
+/// Written when a connection ends, however it ends.
+struct Record {
+    about: Arc<About>,
+    connections: Arc<Connections>,
+    /// [`Outcome::Cut`] until the connection itself has come to an end.
+    outcome: Outcome,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let about = &self.about;
+        about.settle();
+        let route = about.route();
+        let endpoint = about.endpoint.get().map_or("", |label| label);
+        route.count_end(endpoint, self.outcome);
+        info!(
+            target: "access",
+            route = %route.name,
+            peer = %about.peer,
+            endpoint,
+            tier = %route.tier,
+            outcome = %self.outcome,
+            bytes_up = about.traffic.up.load(Ordering::Relaxed),
+            bytes_down = about.traffic.down.load(Ordering::Relaxed),
+            duration_ms = about.age().as_secs_f64() * 1e3,
+            "connection"
+        );
+        let mut live = self.connections.live();
+        live.remove(&about.id);
+        if live.is_empty() {
+            self.connections.emptied.notify_waiters();
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Outcome {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientReset => "client_reset",
+            Self::UpstreamReset => "upstream_reset",
+            Self::ConnectFailed => "connect_failed",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,208 @@
+//! One listen address: bound before anything is declared ready, accepting once the runtime runs.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use socket2::{Domain, SockAddr, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::info;
+
+use super::connection::Peer;
+use super::port_owner;
+use super::socket::{Family, Socket, register, tune_tcp};
+use crate::config::Listen;
+
+/// The kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: libc::c_int = 4096;
+
+/// An address that is ours: clients can connect, nobody accepts yet.
+#[derive(Debug)]
+pub struct Bound {
+    socket: socket2::Socket,
+    name: Name,
+}
+
+/// A bound address on the runtime.
+#[derive(Debug)]
+pub struct Listener {
+    socket: AsyncFd<socket2::Socket>,
+    name: Name,
+}
+
+#[derive(Debug)]
+enum Name {
+    Tcp(SocketAddr),
+    Unix(SocketFile),
+}
+
+/// A socket in the file system, removed when dropped if it is still the one we made.
+#[derive(Debug)]
+struct SocketFile {
+    path: Arc<Path>,
+    inode: u64,
+}
+
+/// Binds `listen`; `None` for an optional address that this Pod does not have.
+pub fn bind(listen: &Listen, socket_mode: u32) -> Result<Option<Bound>> {
+    match listen {
+        Listen::Tcp { address, if_available } => match tcp(*address) {
+            Ok(socket) => Ok(Some(Bound { socket, name: Name::Tcp(*address) })),
+            Err(error) if *if_available && is_missing_family(&error) => {
+                info!("{address} does not exist here, so only IPv4 is listened on");
+                Ok(None)
+            }
+            Err(error) => Err(explain(error, *address)),
+        },
+        Listen::Unix(path) => unix(path, socket_mode).map(Some),
+    }
+}
+
+fn tcp(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A restart must not wait for the connections of the last run to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // [::]:P and 0.0.0.0:P are two addresses, as written.
+        socket.set_only_v6(true)?;
+    }
+    tune_tcp(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn unix(path: &Path, mode: u32) -> Result<Bound> {
+    let shown = path.display();
+    remove_stale(path)?;
+    let address = SockAddr::unix(path).with_context(|| format!("listen on unix:{shown}"))?;
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).context("make a socket")?;
+    socket.bind(&address).with_context(|| format!("listen on unix:{shown}"))?;
+    let file = SocketFile {
+        path: path.into(),
+        inode: fs::metadata(path).with_context(|| format!("look at {shown}"))?.ino(),
+    };
+    // Nobody can connect before listen(2), so there is no moment with another mode.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("set the mode of {shown}"))?;
+    socket.listen(BACKLOG).with_context(|| format!("listen on unix:{shown}"))?;
+    socket.set_nonblocking(true).context("make the socket non-blocking")?;
+    Ok(Bound { socket, name: Name::Unix(file) })
+}
+
+/// Removes what a killed run left behind, and nothing else.
+fn remove_stale(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !found.file_type().is_socket() {
+        bail!("listen on unix:{shown}: a file that is not a socket is there; remove it or choose another path");
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            info!("removing {shown}, which nobody listens on any more");
+            fs::remove_file(path).with_context(|| format!("remove the stale socket {shown}"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) => bail!("listen on unix:{shown}: another process listens there; stop it or choose another path"),
+        Err(error) => Err(error).with_context(|| format!("see whether anybody listens on unix:{shown}")),
+    }
+}
+
+impl Bound {
+    /// Registers the socket with the current runtime.
+    pub fn listen(self) -> io::Result<Listener> {
+        Ok(Listener {
+            socket: register(self.socket, Interest::READABLE)?,
+            name: self.name,
+        })
+    }
+}
+
+impl Listener {
+    /// The next connection.
+    pub async fn accept(&self) -> io::Result<(Socket, Peer)> {
+        let (socket, address) =
+            self.socket.async_io(Interest::READABLE, |listener| accept(listener)).await?;
+        let (family, peer) = match (&self.name, address.as_socket()) {
+            (Name::Unix(file), _) => (Family::Unix, Peer::Unix(Arc::clone(&file.path))),
+            (Name::Tcp(_), Some(address)) => (Family::Tcp, Peer::Tcp(address)),
+            (Name::Tcp(address), None) => (Family::Tcp, Peer::Tcp(*address)),
+        };
+        Ok((Socket::new(socket, family)?, peer))
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(file) => write!(f, "unix:{}", file.path.display()),
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // A successor may have put its own socket there.
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// accept4(2), with both flags in the one call.
+fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the closure gives accept4(2) a storage and its size, and checks the result.
+    let (fd, address) = unsafe {
+        SockAddr::try_init(|storage, size| {
+            let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), size, flags);
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+        })
+    }?;
+    // SAFETY: accept4(2) has just made this descriptor, and nobody else has it.
+    Ok((unsafe { socket2::Socket::from_raw_fd(fd) }, address))
+}
+
+fn is_missing_family(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}
+
+fn explain(error: io::Error, address: SocketAddr) -> anyhow::Error {
+    let what_to_do = match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => match port_owner::of(address) {
+            Some(owner) => format!("{owner} has it; stop that process or choose another port"),
+            None => "another process has it; stop that process or choose another port".to_owned(),
+        },
+        Some(libc::EACCES) => format!(
+            "ports below 1024 need CAP_NET_BIND_SERVICE (or the sysctl \
+             net.ipv4.ip_unprivileged_port_start={})",
+            address.port()
+        ),
+        Some(libc::EADDRNOTAVAIL) => "this Pod does not have that address".to_owned(),
+        _ => return anyhow::Error::new(error).context(format!("listen on {address}")),
+    };
+    anyhow::Error::msg(what_to_do).context(error).context(format!("listen on {address}"))
+}
+

@@ -1,0 +1,286 @@
+//! The relay: both directions of a connection, moved until they end.
+//!
+//! What it owes is what a direct connection gives: every byte once and in order, an end of stream
+//! passed on per direction, a reset passed on as a reset, and a slow reader that holds back its writer.
+
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::RawFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use super::copy::{Copy, SCRATCH};
+use super::socket::{Pulled, Socket};
+use super::splice::{Pipe, PipePool};
+
+/// Bytes a direction moves before other connections get their turn.
+const TURN: usize = 1024 * 1024;
+/// Full reads in a row after which a direction is busy enough for a pipe.
+const FULL_READS: u8 = 3;
+/// Small pulls in a row after which it no longer is.
+const SMALL_PULLS: u8 = 16;
+/// What counts as small: below this, copying is cheaper than a pipe's two calls.
+const SMALL: usize = 16 * 1024;
+
+/// Bytes moved so far; written by the relay, read by whoever reports.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    pub up: AtomicU64,
+    pub down: AtomicU64,
+}
+
+impl Traffic {
+    pub fn total(&self) -> u64 {
+        self.up.load(Ordering::Relaxed).wrapping_add(self.down.load(Ordering::Relaxed))
+    }
+}
+
+/// Why a relay stopped before both directions had ended.
+#[derive(Debug)]
+pub enum Broken {
+    Client(io::Error),
+    Upstream(io::Error),
+    Idle,
+}
+
+/// Relays until both directions have ended. Without `pipes` every byte is copied.
+///
+/// After `Ok` both sockets may simply be dropped: all that was read has been written, and closing
+/// sends the last FIN. After `Err` the surviving side must be reset, or it would take a part for the
+/// whole.
+pub async fn relay(
+    client: &Socket,
+    upstream: &Socket,
+    pipes: Option<&Arc<PipePool>>,
+    traffic: &Traffic,
+    idle_timeout: Option<Duration>,
+) -> Result<(), Broken> {
+    let transfer = transfer(client, upstream, pipes, traffic);
+    match idle_timeout {
+        None => transfer.await,
+        Some(timeout) => tokio::select! {
+            biased;
+            ended = transfer => ended,
+            () = idle(traffic, timeout) => Err(Broken::Idle),
+        },
+    }
+}
+
+async fn transfer(
+    client: &Socket,
+    upstream: &Socket,
+    pipes: Option<&Arc<PipePool>>,
+    traffic: &Traffic,
+) -> Result<(), Broken> {
+    let mut transfer = pin!(both_directions(client, upstream, pipes, traffic));
+    let mut client_failed = pin!(client.failed());
+    let mut upstream_failed = pin!(upstream.failed());
+    let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+    poll_fn(|cx| {
+        let client_failed = client_failed.as_mut().poll(cx).is_ready();
+        let upstream_failed = upstream_failed.as_mut().poll(cx).is_ready();
+        // What can still be read is read before a reset is acted on.
+        if let Poll::Ready(ended) = transfer.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        // A direction that is held back, or has ended, does not read and would not notice.
+        match (client_failed, upstream_failed) {
+            (true, _) => Poll::Ready(Err(Broken::Client(reset()))),
+            (_, true) => Poll::Ready(Err(Broken::Upstream(reset()))),
+            (false, false) => Poll::Pending,
+        }
+    })
+    .await
+}
+
+async fn both_directions(
+    client: &Socket,
+    upstream: &Socket,
+    pipes: Option<&Arc<PipePool>>,
+    traffic: &Traffic,
+) -> Result<(), Broken> {
+    let mut up = Direction::new(client, upstream, pipes, &traffic.up);
+    let mut down = Direction::new(upstream, client, pipes, &traffic.down);
+    let mut poll_up = |cx: &mut Context<'_>| {
+        up.poll(cx).map_err(|end| match end {
+            End::Sender(error) => Broken::Client(error),
+            End::Receiver(error) => Broken::Upstream(error),
+        })
+    };
+    let mut poll_down = |cx: &mut Context<'_>| {
+        down.poll(cx).map_err(|end| match end {
+            End::Sender(error) => Broken::Upstream(error),
+            End::Receiver(error) => Broken::Client(error),
+        })
+    };
+    let up_ended_first = poll_fn(|cx| match poll_up(cx) {
+        Poll::Ready(ended) => Poll::Ready(ended.map(|()| true)),
+        Poll::Pending => poll_down(cx).map_ok(|()| false),
+    })
+    .await?;
+    if up_ended_first {
+        upstream.finish().map_err(Broken::Upstream)?;
+        poll_fn(poll_down).await
+    } else {
+        client.finish().map_err(Broken::Client)?;
+        poll_fn(poll_up).await
+    }
+}
+
+/// Resolves when no byte has moved for `timeout` (and at most a quarter of it longer).
+async fn idle(traffic: &Traffic, timeout: Duration) {
+    let mut seen = traffic.total();
+    let mut quiet = 0;
+    while quiet < 4 {
+        tokio::time::sleep(timeout / 4).await;
+        let now = traffic.total();
+        quiet = if now == seen { quiet + 1 } else { 0 };
+        seen = now;
+    }
+}
+
+/// One way through a connection.
+struct Direction<'a> {
+    from: &'a Socket,
+    to: &'a Socket,
+    carrier: Carrier,
+    busyness: Busyness,
+    pipes: Option<&'a Arc<PipePool>>,
+    moved: &'a AtomicU64,
+}
+
+/// What carries the bytes of a direction right now.
+enum Carrier {
+    Copy(Copy),
+    Splice(Pipe),
+}
+
+/// Interactive traffic must not pay for pipes, bulk must not pay for copies; so a direction starts
+/// by copying and earns its pipe.
+enum Busyness {
+    Quiet { full_reads: u8 },
+    Busy { small_pulls: u8 },
+}
+
+/// Which end of a direction failed.
+enum End {
+    Sender(io::Error),
+    Receiver(io::Error),
+}
+
+impl<'a> Direction<'a> {
+    fn new(
+        from: &'a Socket,
+        to: &'a Socket,
+        pipes: Option<&'a Arc<PipePool>>,
+        moved: &'a AtomicU64,
+    ) -> Self {
+        Self {
+            from,
+            to,
+            carrier: Carrier::Copy(Copy::default()),
+            busyness: Busyness::Quiet { full_reads: 0 },
+            pipes,
+            moved,
+        }
+    }
+
+    /// Moves bytes until the sender ends, runs dry, the receiver is full, or the turn is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let mut left = TURN;
+        loop {
+            while self.carrier.held() > 0 {
+                let pushed = ready!(self.to.poll_give(cx, |to| self.carrier.push(to)));
+                self.count(pushed.map_err(End::Receiver)?);
+            }
+            if left == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.choose_carrier();
+            let carrier = &mut self.carrier;
+            let pulled = self.from.poll_take(cx, |from| carrier.pull(from, self.to.fd()));
+            let Poll::Ready(pulled) = pulled else {
+                // Nothing moves, so nothing is held on to.
+                self.carrier = Carrier::Copy(Copy::default());
+                return Poll::Pending;
+            };
+            let pulled = pulled.map_err(End::Sender)?;
+            if pulled.taken == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.count(pulled.passed);
+            self.busyness.after(pulled.taken);
+            left = left.saturating_sub(pulled.taken);
+        }
+    }
+
+    /// Only called with nothing held, so that changing carriers cannot reorder bytes.
+    fn choose_carrier(&mut self) {
+        match (&self.carrier, &self.busyness) {
+            (Carrier::Copy(_), Busyness::Busy { .. }) => {
+                if let Some(pipe) = self.pipes.and_then(|pool| pool.lend()) {
+                    self.carrier = Carrier::Splice(pipe);
+                }
+            }
+            (Carrier::Splice(_), Busyness::Quiet { .. }) => {
+                self.carrier = Carrier::Copy(Copy::default());
+            }
+            _ => {}
+        }
+    }
+
+    fn count(&self, bytes: usize) {
+        // One writer: no need for a locked addition on the hot path.
+        self.moved.store(self.moved.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Carrier {
+    fn held(&self) -> usize {
+        match self {
+            Self::Copy(copy) => copy.held(),
+            Self::Splice(pipe) => pipe.held(),
+        }
+    }
+
+    fn pull(&mut self, from: RawFd, to: RawFd) -> io::Result<Pulled> {
+        match self {
+            Self::Copy(copy) => copy.pull(from, to),
+            Self::Splice(pipe) => pipe.pull(from, to),
+        }
+    }
+
+    fn push(&mut self, to: RawFd) -> io::Result<usize> {
+        match self {
+            Self::Copy(copy) => copy.push(to),
+            Self::Splice(pipe) => pipe.push(to),
+        }
+    }
+}
+
+impl Busyness {
+    fn after(&mut self, taken: usize) {
+        *self = match *self {
+            Self::Quiet { full_reads } if taken == SCRATCH => {
+                if full_reads + 1 == FULL_READS {
+                    Self::Busy { small_pulls: 0 }
+                } else {
+                    Self::Quiet { full_reads: full_reads + 1 }
+                }
+            }
+            Self::Quiet { .. } => Self::Quiet { full_reads: 0 },
+            Self::Busy { small_pulls } if taken < SMALL => {
+                if small_pulls + 1 == SMALL_PULLS {
+                    Self::Quiet { full_reads: 0 }
+                } else {
+                    Self::Busy { small_pulls: small_pulls + 1 }
+                }
+            }
+            Self::Busy { .. } => Self::Busy { small_pulls: 0 },
+        };
+    }
+}

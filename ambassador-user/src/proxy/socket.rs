@@ -1,0 +1,212 @@
+//! One connected stream socket, TCP or Unix, registered with the runtime.
+//!
+//! Both families behave alike for a relay, so one type serves both, and the relays do their system
+//! calls on its descriptor directly: no adapter between them and the kernel.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::unix::AsyncFd;
+
+/// Kubernetes nodes and cloud load balancers forget idle flows after minutes, so ask well before that.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
+
+/// What kind of stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Tcp,
+    Unix,
+}
+
+/// A connected stream socket. Dropping it closes it in order; [`Socket::reset`] does not.
+#[derive(Debug)]
+pub struct Socket {
+    io: AsyncFd<socket2::Socket>,
+    /// Whether a read that got less than it asked for has emptied the socket: then the read that would
+    /// only find EAGAIN is saved. Not so on Unix sockets, where a read ends at passed descriptors, and
+    /// not on TCP once the peer has sent urgent data, where it ends at the urgent mark.
+    short_read_empties: AtomicBool,
+}
+
+/// What a carrier did in one go.
+#[derive(Debug)]
+pub struct Pulled {
+    /// Bytes taken from the sender; none at the end of its stream.
+    pub taken: usize,
+    /// Of these, bytes passed on to the receiver already.
+    pub passed: usize,
+    /// Less than asked for.
+    pub short: bool,
+}
+
+impl Socket {
+    /// Registers a non-blocking socket with the current runtime.
+    pub fn new(socket: socket2::Socket, family: Family) -> io::Result<Self> {
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        Ok(Self {
+            io: register(socket, interest)?,
+            short_read_empties: AtomicBool::new(family == Family::Tcp),
+        })
+    }
+
+    /// Does `take` as soon as there is something to read.
+    pub fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(RawFd) -> io::Result<Pulled>,
+    ) -> Poll<io::Result<Pulled>> {
+        loop {
+            let mut guard = ready!(self.io.poll_read_ready(cx))?;
+            match guard.try_io(|socket| take(socket.as_raw_fd())) {
+                Ok(Ok(pulled)) => {
+                    if pulled.short && self.short_read_empties.load(Ordering::Relaxed) {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(Ok(pulled));
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Does `give` as soon as there is room to write.
+    pub fn poll_give(
+        &self,
+        cx: &mut Context<'_>,
+        mut give: impl FnMut(RawFd) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.io.poll_write_ready(cx))?;
+            match guard.try_io(|socket| give(socket.as_raw_fd())) {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(done) => return Poll::Ready(done),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Resolves when the peer has reset the connection, also while nobody reads or writes.
+    ///
+    /// To be polled before each read: urgent data that came with the bytes to be read is learned here.
+    pub async fn failed(&self) {
+        let exception = self.io.ready(Interest::ERROR | Interest::PRIORITY).await;
+        if exception.is_ok_and(|exception| !exception.ready().is_error()) {
+            self.short_read_empties.store(false, Ordering::Relaxed);
+            // The error stays in the socket: this only says that it is there.
+            let _ = self.io.ready(Interest::ERROR).await;
+        }
+    }
+
+    /// Waits for a connect in progress and tells how it ended.
+    pub async fn connected(&self) -> io::Result<()> {
+        let _ = self.io.writable().await?;
+        match self.io.get_ref().take_error()? {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// The descriptor, for an attempt that may fail with `WouldBlock`.
+    pub fn fd(&self) -> RawFd {
+        self.io.get_ref().as_raw_fd()
+    }
+
+    /// Sends a FIN: no more bytes come from here.
+    pub fn finish(&self) -> io::Result<()> {
+        match self.io.get_ref().shutdown(Shutdown::Write) {
+            // The peer has already gone; the other direction will say how.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Closes at once with a RST, so that the peer cannot take what it has for the whole.
+    /// A Unix socket has no such thing: its peer sees the end, or ECONNRESET if it had sent more.
+    pub fn reset(self) {
+        // Cannot fail on a TCP socket, and means nothing on a Unix socket.
+        let _ = self.io.get_ref().set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// Small writes go out at once, a vanished peer is noticed, and an urgent byte stays in the stream
+/// (a relay that left it out of line would lose it).
+///
+/// Set on listeners too: accepted sockets inherit both, which saves the calls per connection.
+pub fn tune_tcp<'s>(socket: impl Into<SockRef<'s>>) -> io::Result<()> {
+    let socket = socket.into();
+    socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)
+}
+
+/// Registers a non-blocking socket with the current runtime.
+pub fn register(
+    socket: socket2::Socket,
+    interest: Interest,
+) -> io::Result<AsyncFd<socket2::Socket>> {
+    // SAFETY: a socket owns its descriptor and shows the same one for as long as it lives.
+    unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // SAFETY: `receive` only ever writes to it, so what is initialised stays so.
+        let room = unsafe { buffer.unfilled_mut() };
+        let pulled = ready!(self.poll_take(cx, |socket| {
+            receive(socket, room).map(|taken| Pulled { taken, passed: 0, short: false })
+        }))?;
+        // SAFETY: recv(2) has written the first `taken` bytes.
+        unsafe { buffer.assume_init(pulled.taken) };
+        buffer.advance(pulled.taken);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_give(cx, |socket| send(socket, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.finish())
+    }
+}
+
+/// recv(2) into `buffer`.
+pub(super) fn receive(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length describe `buffer`, which the kernel only writes to.
+    let got = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+    usize::try_from(got).map_err(|_negative| io::Error::last_os_error())
+}
+
+/// send(2) of what `fd` takes from `bytes`; a closed peer is an error, never a SIGPIPE.
+pub(super) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length describe `bytes`, which the kernel only reads.
+    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
+    usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
+}

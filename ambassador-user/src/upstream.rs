@@ -1,0 +1,155 @@
+//! An upstream as it runs: its endpoints, where they are now, and how the next one is chosen.
+
+pub mod balance;
+pub mod dns;
+
+use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use crate::config;
+use balance::Balancer;
+use dns::{Name, Names};
+
+/// A service and the ways to reach it.
+#[derive(Debug)]
+pub struct Upstream {
+    pub name: Arc<str>,
+    pub connect: config::Connect,
+    endpoints: Vec<Arc<Endpoint>>,
+    balancer: Balancer,
+}
+
+/// One place a service is reached at.
+#[derive(Debug)]
+pub struct Endpoint {
+    label: Arc<str>,
+    weight: u32,
+    place: Place,
+    active: AtomicU32,
+    /// Which of a name's addresses is tried first; moves on so that all are used.
+    turn: AtomicUsize,
+}
+
+#[derive(Debug)]
+enum Place {
+    Address(SocketAddr),
+    Unix(PathBuf),
+    Name { name: Arc<Name>, port: u16 },
+}
+
+/// Where an endpoint can be reached right now.
+#[derive(Debug, Clone)]
+pub enum Reach {
+    /// In the order to try them.
+    Tcp(Vec<SocketAddr>),
+    Unix(PathBuf),
+}
+
+/// One connection's share of an endpoint, given back when dropped.
+#[derive(Debug)]
+pub struct Lease(Arc<Endpoint>);
+
+impl Upstream {
+    pub fn new(meant: &config::Upstream, names: &mut Names) -> Arc<Self> {
+        let endpoints = meant
+            .endpoints
+            .iter()
+            .map(|endpoint| Arc::new(Endpoint::new(endpoint, meant, names)))
+            .collect::<Vec<_>>();
+        Arc::new(Self {
+            name: Arc::clone(&meant.name),
+            connect: meant.connect,
+            balancer: Balancer::new(meant.balance, &endpoints),
+            endpoints,
+        })
+    }
+
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    /// The next endpoint for a connection that has `tried` some in vain; `None` when none is left.
+    pub fn choose(&self, tried: &[usize]) -> Option<(usize, Lease)> {
+        let index = self.balancer.choose(&self.endpoints, tried)?;
+        Some((index, Lease::new(&self.endpoints[index])))
+    }
+}
+
+impl Endpoint {
+    fn new(meant: &config::Endpoint, upstream: &config::Upstream, names: &mut Names) -> Self {
+        let place = match &meant.target {
+            config::Target::Address(address) => Place::Address(*address),
+            config::Target::Unix(path) => Place::Unix(path.clone()),
+            config::Target::Name { host, port } => {
+                Place::Name { name: names.get(host, upstream.dns), port: *port }
+            }
+        };
+        Self {
+            label: meant.target.to_string().into(),
+            weight: u32::from(meant.weight.get()),
+            place,
+            active: AtomicU32::new(0),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// The endpoint as the user wrote it.
+    pub fn label(&self) -> &Arc<str> {
+        &self.label
+    }
+
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    pub fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Where to connect. Only a name that has never resolved makes this wait.
+    pub async fn reach(&self) -> anyhow::Result<Reach> {
+        Ok(match &self.place {
+            Place::Address(address) => Reach::Tcp(vec![*address]),
+            Place::Unix(path) => Reach::Unix(path.clone()),
+            Place::Name { name, port } => {
+                let addresses = name.addresses().await?;
+                let first = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len();
+                let mut order = addresses.to_vec();
+                order.rotate_left(first);
+                Reach::Tcp(
+                    dns::alternate_families(order)
+                        .into_iter()
+                        .map(|address| SocketAddr::new(address, *port))
+                        .collect(),
+                )
+            }
+        })
+    }
+
+    /// What is known of where it is, for people.
+    pub fn known(&self) -> String {
+        match &self.place {
+            Place::Address(_) | Place::Unix(_) => String::new(),
+            Place::Name { name, .. } => name.to_string(),
+        }
+    }
+}
+
+impl Lease {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(endpoint))
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}

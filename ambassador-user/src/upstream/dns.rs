@@ -1,0 +1,238 @@
+//! Names: where they point now, kept true in the background.
+//!
+//! A connection never waits for DNS while an address is known. Each distinct name has one task that
+//! asks again when its answer expires (within the route's bounds) and, while DNS fails, keeps the last
+//! good answer if it may. A and AAAA are asked apart, so a server that mishandles one of the two does
+//! not hold up the other.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::ServerOrderingStrategy;
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::NetError;
+use hickory_resolver::proto::rr::{RData, RecordType};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::config;
+
+/// Answers with more addresses than this are cut: nobody tries that many.
+const MOST_ADDRESSES: usize = 256;
+/// The whole of a lookup: all servers, tries and search domains.
+const LOOKUP: Duration = Duration::from_secs(20);
+/// How long the slower of A and AAAA may lag behind the faster before it is left out of this answer.
+const SECOND_FAMILY: Duration = Duration::from_millis(50);
+
+/// The distinct names of a configuration.
+#[derive(Debug, Default)]
+pub struct Names(Vec<Arc<Name>>);
+
+/// One name and what is known of it.
+#[derive(Debug)]
+pub struct Name {
+    host: Arc<str>,
+    policy: config::Dns,
+    answer: watch::Sender<Answer>,
+}
+
+#[derive(Debug, Clone)]
+enum Answer {
+    /// Asked, not yet answered.
+    Awaited,
+    Known(Arc<[IpAddr]>),
+    Failed(Arc<str>),
+}
+
+impl Names {
+    /// The name `host` under `policy`, shared by all endpoints that have both.
+    pub fn get(&mut self, host: &Arc<str>, policy: config::Dns) -> Arc<Name> {
+        if let Some(known) = self.0.iter().find(|name| name.host == *host && name.policy == policy) {
+            return Arc::clone(known);
+        }
+        let answer = watch::Sender::new(Answer::Awaited);
+        let name = Arc::new(Name { host: Arc::clone(host), policy, answer });
+        self.0.push(Arc::clone(&name));
+        name
+    }
+
+    /// Starts asking. The tasks end with the runtime.
+    pub fn watch(self) {
+        for name in self.0 {
+            tokio::spawn(async move { name.keep_true().await });
+        }
+    }
+}
+
+impl Name {
+    /// The addresses, at least one. Waits only while nothing has ever been answered; callers bound it.
+    pub async fn addresses(&self) -> Result<Arc<[IpAddr]>> {
+        let mut answer = self.answer.subscribe();
+        let settled = answer
+            .wait_for(|answer| !matches!(answer, Answer::Awaited))
+            .await
+            .context("wait for the first answer of DNS")?;
+        match &*settled {
+            Answer::Known(addresses) => Ok(Arc::clone(addresses)),
+            Answer::Failed(why) => Err(anyhow!("{} does not resolve: {why}", self.host)),
+            Answer::Awaited => bail!("{} is not resolved yet", self.host),
+        }
+    }
+
+    async fn keep_true(&self) {
+        let mut pause = self.policy.min_ttl;
+        loop {
+            match lookup(&self.host).await {
+                Ok((addresses, ttl)) => {
+                    self.know(addresses);
+                    pause = self.policy.min_ttl;
+                    tokio::time::sleep(ttl.clamp(self.policy.min_ttl, self.policy.max_ttl)).await;
+                }
+                Err(error) => {
+                    self.fail(&error);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(self.policy.max_ttl);
+                }
+            }
+        }
+    }
+
+    fn know(&self, addresses: Arc<[IpAddr]>) {
+        self.answer.send_if_modified(|answer| {
+            // The order is the server's to shuffle; only a different set is news.
+            let same = matches!(answer, Answer::Known(known) if *known == addresses);
+            if !same {
+                info!(name = %self.host, ?addresses, "resolved");
+                *answer = Answer::Known(addresses);
+            }
+            !same
+        });
+    }
+
+    fn fail(&self, error: &anyhow::Error) {
+        let why: Arc<str> = format!("{error:#}").into();
+        self.answer.send_if_modified(|answer| {
+            match answer {
+                Answer::Failed(known) if *known == why => return false,
+                Answer::Known(addresses) if self.policy.stale => {
+                    warn!(name = %self.host, ?addresses, "cannot resolve: {why}; the last good addresses stay in use");
+                    return false;
+                }
+                _ => warn!(name = %self.host, "cannot resolve: {why}; asking again"),
+            }
+            *answer = Answer::Failed(why);
+            true
+        });
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.answer.borrow() {
+            Answer::Awaited => f.write_str("not resolved yet"),
+            Answer::Failed(why) => write!(f, "does not resolve: {why}"),
+            Answer::Known(addresses) => {
+                let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                f.write_str(&addresses.join(" "))
+            }
+        }
+    }
+}
+
+/// Alternates the families, beginning with that of the first address, so that a family that does not
+/// work here costs one step.
+pub fn alternate_families(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let Some(first) = addresses.first().copied() else { return addresses };
+    let (same, other): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv4() == first.is_ipv4());
+    let (mut same, mut other) = (same.into_iter(), other.into_iter());
+    let mut order = Vec::with_capacity(same.len() + other.len());
+    while same.len() + other.len() > 0 {
+        order.extend(same.next());
+        order.extend(other.next());
+    }
+    order
+}
+
+/// Addresses, and how long they hold.
+type Addresses = (Arc<[IpAddr]>, Duration);
+
+/// The addresses of `host` in a stable order.
+async fn lookup(host: &str) -> Result<Addresses> {
+    // Made anew each time, so that a changed resolv.conf or hosts file is seen.
+    let mut builder = TokioResolver::builder_tokio().context("read /etc/resolv.conf")?;
+    let options = builder.options_mut();
+    options.cache_size = 0;
+    // As resolv.conf says: the first server first.
+    options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
+    let resolver = builder.build().context("set up the resolver")?;
+    let v4 = pin!(resolver.lookup(host, RecordType::A));
+    let v6 = pin!(resolver.lookup(host, RecordType::AAAA));
+    let answers = tokio::time::timeout(LOOKUP, either_or_both(v4, v6))
+        .await
+        .map_err(|_elapsed| anyhow!("DNS did not answer within {} s", LOOKUP.as_secs()))?;
+
+    let mut addresses = Vec::new();
+    let mut until: Option<Instant> = None;
+    let mut failure = None;
+    for answer in answers.into_iter().flatten() {
+        match answer {
+            Ok(answer) => {
+                addresses.extend(answer.answers().iter().filter_map(|record| match record.data {
+                    RData::A(address) => Some(IpAddr::from(address.0)),
+                    RData::AAAA(address) => Some(IpAddr::from(address.0)),
+                    _ => None,
+                }));
+                let end = answer.valid_until();
+                until = Some(until.map_or(end, |soonest| soonest.min(end)));
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.truncate(MOST_ADDRESSES);
+    match (until, failure) {
+        (Some(until), _) if !addresses.is_empty() => {
+            Ok((addresses.into(), until.saturating_duration_since(Instant::now())))
+        }
+        (_, Some(error)) => Err(anyhow!(error)),
+        (_, None) => Err(anyhow!("the answer has no address")),
+    }
+}
+
+/// Both answers; or the first alone when it is good and the second is late.
+async fn either_or_both<F: Future<Output = Result<Lookup, NetError>>>(
+    mut v4: Pin<&mut F>,
+    mut v6: Pin<&mut F>,
+) -> [Option<F::Output>; 2] {
+    let (first, second) = tokio::select! {
+        first = &mut v4 => (first, v6),
+        first = &mut v6 => (first, v4),
+    };
+    let good = first.as_ref().is_ok_and(|answer| !answer.answers().is_empty());
+    let second = if good {
+        tokio::time::timeout(SECOND_FAMILY, second).await.ok()
+    } else {
+        Some(second.await)
+    };
+    [Some(first), second]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_alternate_and_none_is_lost() {
+        let addresses = ["::1", "::2", "127.0.0.1", "::3"].map(|text| text.parse().unwrap());
+        let expected = ["::1", "127.0.0.1", "::2", "::3"].map(|text| text.parse().unwrap());
+        assert_eq!(alternate_families(addresses.to_vec()), expected);
+        assert_eq!(alternate_families(Vec::new()), Vec::<IpAddr>::new());
+    }
+}
