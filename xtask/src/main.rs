@@ -1,7 +1,9 @@
 //! `cargo xtask`: what cargo cannot do. One file per command, one line per command here.
 
+mod bench;
 mod check;
 mod command;
+mod demo;
 mod release;
 mod test;
 mod workspace;
@@ -16,6 +18,10 @@ use clap::Parser;
 enum Task {
     /// Format, lints, unit tests and the house rules: everything that needs no privileges
     Check,
+    /// Builds the product and shows what every tier that works here does with real traffic
+    Demo,
+    /// The ambassador beside no proxy, HAProxy and nginx, measured in one interleaved run
+    Bench(bench::Options),
     /// Every test, against real peers where they are there; closes with one line of totals
     Test,
 }
@@ -23,6 +29,8 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Check => check::run(),
+        Task::Demo => demo::run(),
+        Task::Bench(options) => bench::run(&options),
         Task::Test => test::run(),
     };
     match done {

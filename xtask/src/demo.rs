@@ -1,0 +1,107 @@
+//! `cargo xtask demo`: builds the product and shows what each tier does with real traffic here.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::bench::load::{round_trips, transfer};
+use crate::bench::scene::Scene;
+use crate::bench::subject::Subject;
+use crate::bench::table::Table;
+use crate::bench::upstream::Upstream;
+use crate::command::{stdout_of, step};
+use crate::release;
+
+/// How long small requests go to and fro on each tier.
+const ROUND_TRIPS: Duration = Duration::from_secs(1);
+/// How much goes up, and then down, on each tier.
+const BYTES: u64 = 512 << 20;
+
+/// Builds, sends traffic through every tier that works here, and prints a line for each; an error
+/// unless every byte came out right.
+pub(crate) fn run() -> Result<()> {
+    let binary = release::build()?;
+    step("ask the ambassador what works here");
+    let doctor = stdout_of(Command::new(&binary).args(["doctor", "--json"]))?;
+    let doctor: Doctor = serde_json::from_str(&doctor).context("read the answer of `doctor`")?;
+
+    let headings =
+        ["", "round trips/s", "p50 µs", "p99 µs", "up GB/s", "down GB/s", ""].map(str::to_owned);
+    let mut table = Table::new(headings.into());
+    let mut carried = 0;
+    let mut failed = 0;
+    for (name, tried) in tries(&binary, doctor) {
+        let outcome = match tried {
+            Try::Unavailable(reason) => Err(reason),
+            Try::Carry(subject) => {
+                step(&format!("{name}: 64 B round trips, {} MiB up, as much down", BYTES >> 20));
+                let figures = carry(&subject);
+                *if figures.is_ok() { &mut carried } else { &mut failed } += 1;
+                figures.map_err(|error| format!("FAILED: {error:#}"))
+            }
+        };
+        let (figures, remark) = match outcome {
+            Ok(figures) => (figures, String::new()),
+            Err(reason) => (Default::default(), reason),
+        };
+        table.row([vec![name], figures.into(), vec![remark]].concat());
+    }
+    println!("{}", table.render());
+    ensure!(failed == 0, "{failed} ways did not carry the bytes as they should");
+    ensure!(carried > 1, "no tier works here");
+    println!("Every byte was compared with what had been sent: all of them arrived, in order.");
+    Ok(())
+}
+
+/// What `ambassador doctor --json` says, as far as it is wanted here.
+#[derive(Deserialize)]
+struct Doctor {
+    tiers: Vec<Tier>,
+}
+
+#[derive(Deserialize)]
+struct Tier {
+    tier: String,
+    works: bool,
+    #[serde(default)]
+    reason: String,
+}
+
+/// What there is to do for a line of the table.
+enum Try {
+    Carry(Subject),
+    Unavailable(String),
+}
+
+/// The straight way first, for comparison, then every tier.
+fn tries(binary: &Path, doctor: Doctor) -> Vec<(String, Try)> {
+    let straight = ("no ambassador".to_owned(), Try::Carry(Subject::NoProxy));
+    let tiers = doctor.tiers.into_iter().map(|Tier { tier, works, reason }| {
+        let subject = Subject::Ambassador { binary: binary.to_owned(), tier: tier.clone() };
+        (tier, if works { Try::Carry(subject) } else { Try::Unavailable(reason) })
+    });
+    std::iter::once(straight).chain(tiers).collect()
+}
+
+/// Sends traffic through one subject; every byte of it is checked.
+fn carry(subject: &Subject) -> Result<[String; 5]> {
+    let scene = Scene::on_loopback()?;
+    let upstream = scene.at_upstream(|place| Upstream::start(place.ipv4.into()))?;
+    scene.through(subject, upstream.address(), |target| {
+        let small = round_trips::run(target.address, ROUND_TRIPS)?;
+        let up = transfer::upload(target.address, BYTES)?;
+        let down = transfer::download(target.address, BYTES)?;
+        let microseconds = |took: Duration| format!("{:.1}", took.as_secs_f64() * 1e6);
+        let gigabytes = |took: Duration| format!("{:.2}", BYTES as f64 / 1e9 / took.as_secs_f64());
+        Ok([
+            format!("{:.0}", small.per_second),
+            microseconds(small.p50),
+            microseconds(small.p99),
+            gigabytes(up),
+            gigabytes(down),
+        ])
+    })
+}
