@@ -1,1 +1,2 @@
 //! stand-in
+pub mod datapath;
