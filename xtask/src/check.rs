@@ -1,8 +1,9 @@
-//! `cargo xtask check`: formatting, lints on both halves and unit tests.
+//! `cargo xtask check`: formatting, lints on both halves, unit tests and the house rules.
 
 use anyhow::{Context, Result};
 
 use crate::command::{self, cargo, step};
+use crate::tidy;
 use crate::toolchain::{Target, Toolchain};
 
 /// Runs every check that needs no privileges; stops at the first that fails.
@@ -18,7 +19,10 @@ pub(crate) fn run() -> Result<()> {
     kernel_half()?;
 
     step("unit tests");
-    command::run(cargo().args(["test", "--workspace", "--lib", "--bins"]))
+    command::run(cargo().args(["test", "--workspace", "--lib", "--bins"]))?;
+
+    step("house rules");
+    tidy::run()
 }
 
 /// The hooks' bodies, which the host's lints do not see.

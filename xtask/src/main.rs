@@ -11,6 +11,7 @@ mod packages;
 mod release;
 mod setup;
 mod test;
+mod tidy;
 mod toolchain;
 mod workspace;
 
