@@ -6,12 +6,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// How long what lives in a group may take to die with it.
-const END: Duration = Duration::from_secs(5);
+use crate::wait::until_true;
 
 /// A child of the cgroup v2 root. When dropped, it is removed with every process in it.
 #[derive(Debug)]
@@ -59,13 +57,13 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         // Kernels before 5.14 have no such file; the group must be empty by itself there.
         let _ = fs::write(self.path.join("cgroup.kill"), "1");
-        let deadline = Instant::now() + END;
-        while let Err(error) = fs::remove_dir(&self.path) {
-            if error.kind() != ErrorKind::ResourceBusy || Instant::now() > deadline {
-                eprintln!("remove cgroup {}: {error}", self.path.display());
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        let removed =
+            until_true("the end of what lives in it", || match fs::remove_dir(&self.path) {
+                Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(false),
+                done => Ok(done.map(|()| true)?),
+            });
+        if let Err(error) = removed {
+            eprintln!("remove cgroup {}: {error:#}", self.path.display());
         }
     }
 }

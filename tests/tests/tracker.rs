@@ -4,17 +4,14 @@
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use ambassador::datapath::probe;
 use ambassador::datapath::tracker::{ConnectionCounts, Tracker};
 use ambassador_tests::cgroup::Cgroup;
 use ambassador_tests::skip;
+use ambassador_tests::wait::until_true;
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
-
-/// How long the kernel may take to bring an ended connection to its end.
-const SETTLE: Duration = Duration::from_secs(5);
 
 const NONE: ConnectionCounts = ConnectionCounts { opened: 0, accepted: 0, failed: 0, closed: 0 };
 
@@ -144,17 +141,15 @@ fn connect_once(cgroup: &Cgroup) -> Result<()> {
     client.finish()
 }
 
-/// Waits for the counts to become what they should be.
+/// Waits for the counts to become what they should be: the kernel may take its time to bring an
+/// ended connection to its end.
 fn expect(tracker: &Tracker, wanted: ConnectionCounts) -> Result<()> {
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        let counts = tracker.counts()?;
-        if counts == wanted {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "counted {counts:?} instead of {wanted:?}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut counts = NONE;
+    until_true("the counts", || {
+        counts = tracker.counts()?;
+        Ok(counts == wanted)
+    })
+    .with_context(|| format!("counted {counts:?} instead of {wanted:?}"))
 }
 
 /// Opens a connection, says so, and holds it until it is told to finish.
