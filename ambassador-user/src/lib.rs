@@ -10,6 +10,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod datapath;
 pub mod drain;
 pub mod metrics;
 pub mod privileges;

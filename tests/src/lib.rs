@@ -3,13 +3,14 @@
 //!
 //! # Layout
 //! - Waiting and doubt: [`wait`], [`skip`], [`noise`].
-//! - Where things run: [`place`], [`pod`], [`process`].
+//! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`].
 //! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], and the [`way`]
 //!   a test's connections take.
 //! - The other ends: [`peer`]s at an [`address`], and real [`server`]s.
 
 pub mod address;
 pub mod ambassador;
+pub mod cgroup;
 pub mod http;
 pub mod metrics;
 pub mod noise;

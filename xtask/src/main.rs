@@ -1,21 +1,38 @@
 //! `cargo xtask`: what cargo cannot do. One file per command, one line per command here.
 
+#[path = "../../ambassador-ebpf/artifact.rs"]
+mod artifact;
 mod bench;
+mod build_ebpf;
 mod check;
 mod command;
 mod demo;
+mod packages;
 mod release;
+mod setup;
 mod test;
+mod tidy;
+mod toolchain;
 mod workspace;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::toolchain::Target;
+
 /// Builds, checks and proves the workspace.
 #[derive(Parser)]
 #[command(name = "xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 enum Task {
+    /// Find, or else install, what the eBPF build and the tests need
+    Setup,
+    /// Build the kernel half, for the user half to embed
+    BuildEbpf {
+        /// The byte order to build for; this machine's if not given
+        #[arg(long, value_enum, default_value_t = Target::HOST)]
+        target: Target,
+    },
     /// Format, lints, unit tests and the house rules: everything that needs no privileges
     Check,
     /// Builds the product and shows what every tier that works here does with real traffic
@@ -28,6 +45,8 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
+        Task::Setup => setup::run(),
+        Task::BuildEbpf { target } => build_ebpf::run(target),
         Task::Check => check::run(),
         Task::Demo => demo::run(),
         Task::Bench(options) => bench::run(&options),

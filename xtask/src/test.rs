@@ -1,52 +1,122 @@
 //! `cargo xtask test`: every test against the release binary, closing with one line of totals.
+//!
+//! What cannot run here (no root, no eBPF toolchain, a peer that is not installed) is skipped,
+//! counted and explained; it is no failure.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
+use ambassador_tests::skip;
 use anyhow::{Context, Result, ensure};
 
-use crate::command::{cargo, shown, step};
-use crate::release;
+use crate::command::{self, cargo, shown, stdout_of, step};
+use crate::toolchain::Target;
+use crate::{build_ebpf, release, setup, workspace};
 
-/// Runs the tests; an error if one failed.
+/// How long each fuzz target runs.
+const FUZZ_SECONDS: u32 = 20;
+
+/// Runs everything; an error if a test failed.
 pub(crate) fn run() -> Result<()> {
+    match setup::toolchain() {
+        Ok(toolchain) => build_ebpf::build(&toolchain, Target::HOST)?,
+        Err(error) => eprintln!("xtask: kernel tiers left out: {error:#}"),
+    }
+    if let Err(error) = setup::peers() {
+        eprintln!("xtask: {error:#}");
+    }
     let binary = release::build()?;
-    let skips = tempfile::NamedTempFile::new().context("create the list of skipped tests")?;
 
     step("tests");
+    let skips = tempfile::NamedTempFile::new().context("create the list of skipped tests")?;
     let mut tests = cargo();
     tests.args(["test", "--workspace", "--no-fail-fast"]);
-    tests.env("AMBASSADOR_BIN", binary).env("AMBASSADOR_SKIPS", skips.path());
-    let mut totals = watch(&mut tests)?;
-
-    let skipped =
-        std::fs::read_to_string(skips.path()).context("read the list of skipped tests")?;
-    totals.skip(&skipped.lines().map(str::to_owned).collect::<Vec<_>>());
-    for skip in &totals.skips {
-        println!("skipped: {}", skip.replace('\t', ": "));
+    tests.env("AMBASSADOR_BIN", binary).env(skip::LIST, skips.path());
+    let mut totals = Totals::default();
+    totals.watch(&mut tests)?;
+    let skips = std::fs::read_to_string(skips.path()).context("read the list of skipped tests")?;
+    for (test, why) in skips.lines().filter_map(|line| line.split_once('\t')) {
+        totals.skip(test, why);
     }
-    println!(
-        "{} passed, {} failed, {} skipped",
-        totals.passed,
-        totals.failed,
-        totals.skips.len() + totals.ignored
-    );
-    ensure!(totals.failed == 0, "{} tests failed", totals.failed);
+
+    fuzz(&mut totals)?;
+    println!("{totals}");
+    ensure!(totals.failed == 0, "tests failed");
     Ok(())
 }
 
-/// What the test binaries reported.
+/// Runs each fuzz target for a short while, if the tool for it is there.
+fn fuzz(totals: &mut Totals) -> Result<()> {
+    let cargo_fuzz = |arguments: &[&str]| {
+        let mut fuzz = cargo();
+        fuzz.arg("fuzz").args(arguments).current_dir(workspace::root().join("tests"));
+        // The sanitizers it compiles in are unstable options of the compiler.
+        fuzz.env("RUSTC_BOOTSTRAP", "1");
+        fuzz
+    };
+    let installed = cargo_fuzz(&["--version"]).output().is_ok_and(|output| output.status.success());
+    if !installed {
+        totals.passed += 1;
+        totals.skip("fuzz targets", "cargo-fuzz is not installed (`cargo install cargo-fuzz`)");
+        return Ok(());
+    }
+    for target in stdout_of(&mut cargo_fuzz(&["list"]))?.lines() {
+        step(&format!("fuzz {target} for {FUZZ_SECONDS} s"));
+        let limit = format!("-max_total_time={FUZZ_SECONDS}");
+        match command::run(&mut cargo_fuzz(&["run", target, "--", &limit])) {
+            Ok(()) => totals.passed += 1,
+            Err(error) => {
+                eprintln!("xtask: {error:#}");
+                totals.failed += 1;
+                totals.failures.push(format!("fuzz target {target}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What became of the tests.
 #[derive(Default)]
 struct Totals {
     passed: usize,
     failed: usize,
+    failures: Vec<String>,
     ignored: usize,
-    skips: Vec<String>,
+    /// Skipped tests, by the reason.
+    skips: BTreeMap<String, Vec<String>>,
 }
 
 impl Totals {
-    /// Adds one `test result:` line of the test runner; other lines are none of our business.
+    /// Runs the tests, showing their output as it comes and counting on the way.
+    fn watch(&mut self, tests: &mut Command) -> Result<()> {
+        let mut child = tests
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start `{}`", shown(tests)))?;
+        let output = child.stdout.take().context("take the output of the tests")?;
+        for line in BufReader::new(output).split(b'\n') {
+            let mut line = line.context("read the output of the tests")?;
+            self.read(&String::from_utf8_lossy(&line));
+            line.push(b'\n');
+            std::io::stdout().write_all(&line).context("show the output of the tests")?;
+        }
+        let status = child.wait().with_context(|| format!("wait for `{}`", shown(tests)))?;
+        // A build that fails, or a test that takes its whole process down, reports no result.
+        if !status.success() && self.failed == 0 {
+            self.failed = 1;
+            self.failures.push(format!("`{}` ended with {status}", shown(tests)));
+        }
+        Ok(())
+    }
+
+    /// Takes in one line of a test binary's output.
     fn read(&mut self, line: &str) {
+        if let Some(test) = line.strip_prefix("test ").and_then(|it| it.strip_suffix(" ... FAILED"))
+        {
+            self.failures.push(test.to_owned());
+        }
         let Some(counts) = line.strip_prefix("test result: ") else { return };
         for count in counts.split([';', '.']) {
             match count.trim().split_once(' ') {
@@ -58,34 +128,25 @@ impl Totals {
         }
     }
 
-    /// Moves tests that returned early from the passed ones to the skipped ones.
-    fn skip(&mut self, skips: &[String]) {
-        self.passed = self.passed.saturating_sub(skips.len());
-        self.skips.extend_from_slice(skips);
+    /// Takes a test that returned early from the passed ones.
+    fn skip(&mut self, test: &str, why: &str) {
+        self.passed = self.passed.saturating_sub(1);
+        self.skips.entry(why.to_owned()).or_default().push(test.to_owned());
     }
 }
 
-/// Runs the tests, showing their output as it comes and counting on the way.
-fn watch(tests: &mut Command) -> Result<Totals> {
-    let mut child = tests
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start `{}`", shown(tests)))?;
-    let stdout = child.stdout.take().context("take the output of the tests")?;
-    let mut totals = Totals::default();
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.context("read the output of the tests")?;
-        std::io::stdout()
-            .write_all(&[&line, &b"\n"[..]].concat())
-            .context("show the output of the tests")?;
-        totals.read(&String::from_utf8_lossy(&line));
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (why, tests) in &self.skips {
+            writeln!(f, "skipped, because {why}:")?;
+            tests.iter().try_for_each(|test| writeln!(f, "  {test}"))?;
+        }
+        for test in &self.failures {
+            writeln!(f, "failed: {test}")?;
+        }
+        let skipped = self.ignored + self.skips.values().map(Vec::len).sum::<usize>();
+        write!(f, "{} passed, {} failed, {skipped} skipped", self.passed, self.failed)
     }
-    let status = child.wait().with_context(|| format!("wait for `{}`", shown(tests)))?;
-    // A build that fails, or a test that takes its whole process down, reports no result.
-    if !status.success() && totals.failed == 0 {
-        totals.failed = 1;
-    }
-    Ok(totals)
 }
 
 #[cfg(test)]
@@ -95,16 +156,26 @@ mod tests {
     #[test]
     fn result_lines_add_up() {
         let mut totals = Totals::default();
-        totals.read("running 3 tests");
-        totals.read("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
-        totals.read("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s");
-        assert_eq!((totals.passed, totals.failed, totals.ignored), (4, 2, 1));
+        for line in [
+            "running 3 tests",
+            "test a::b ... FAILED",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+        ] {
+            totals.read(line);
+        }
+        assert_eq!(totals.to_string(), "failed: a::b\n4 passed, 1 failed, 1 skipped");
     }
 
     #[test]
     fn a_skipped_test_is_not_a_passed_one() {
         let mut totals = Totals { passed: 5, ..Totals::default() };
-        totals.skip(&["tracker::counts\tnot root".into(), "redis::answers\tno redis".into()]);
-        assert_eq!((totals.passed, totals.skips.len()), (3, 2));
+        totals.skip("tracker::counts", "it needs root");
+        totals.skip("redis::answers", "it needs root");
+        assert_eq!(
+            totals.to_string(),
+            "skipped, because it needs root:\n  tracker::counts\n  redis::answers\n\
+             3 passed, 0 failed, 2 skipped"
+        );
     }
 }

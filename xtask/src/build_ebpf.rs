@@ -1,0 +1,73 @@
+//! `cargo xtask build-ebpf`: the kernel half, as an object for the user half to embed.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
+
+use crate::artifact::{self, Artifact};
+use crate::command::{self, step};
+use crate::toolchain::{Target, Toolchain};
+use crate::workspace;
+
+/// Every eBPF instruction takes eight bytes, or is counted as two.
+const INSTRUCTION: u64 = 8;
+
+/// Builds with the toolchain that is there.
+pub(crate) fn run(target: Target) -> Result<()> {
+    let toolchain = Toolchain::find()
+        .context("no eBPF toolchain here; install one with `cargo xtask setup`")?;
+    build(&toolchain, target)
+}
+
+/// Builds the object, puts it where the user half looks for it, and says what it holds.
+pub(crate) fn build(toolchain: &Toolchain, target: Target) -> Result<()> {
+    let root = workspace::root();
+    step(&format!("build the eBPF object for {}", target.name()));
+    // Taken before the build, so that an edit made meanwhile makes the object stale.
+    let fingerprint = artifact::fingerprint(root).context("fingerprint the eBPF sources")?;
+    command::run(&mut toolchain.cargo("build", target)).with_context(|| {
+        format!("build the eBPF object (the linker must know LLVM {})", toolchain.compiler.llvm())
+    })?;
+
+    let built = root.join("target/ebpf").join(target.triple()).join("bpf/ambassador-ebpf");
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    let programs = programs(&bytes).context("read the eBPF object")?;
+    ensure!(!programs.is_empty(), "the eBPF object holds no programs");
+
+    let artifact = Artifact::of(root, target.name());
+    fs::create_dir_all(artifact::directory(root)).context("create the directory of the object")?;
+    write_if_changed(&artifact.object, &bytes)?;
+    write_if_changed(&artifact.fingerprint, fingerprint.as_bytes())?;
+
+    let Artifact { object, .. } = artifact;
+    println!("{}: {} bytes, sha256 {}", object.display(), bytes.len(), artifact::digest(&bytes));
+    for (name, instructions) in programs {
+        println!("  {name}: {instructions} instructions");
+    }
+    Ok(())
+}
+
+/// The programs of an object, each with its number of instructions.
+fn programs(bytes: &[u8]) -> Result<Vec<(String, u64)>> {
+    let object = object::File::parse(bytes)?;
+    let mut programs = Vec::new();
+    for symbol in object.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
+        let Some(index) = symbol.section_index() else { continue };
+        let section = object.section_by_index(index)?;
+        // What lies in `.text` is called by programs, and attached nowhere.
+        if section.kind() == SectionKind::Text && section.name()? != ".text" {
+            programs.push((symbol.name()?.to_owned(), symbol.size() / INSTRUCTION));
+        }
+    }
+    Ok(programs)
+}
+
+/// An untouched file spares everybody the rebuild of the user half.
+fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|present| present == bytes) {
+        return Ok(());
+    }
+    fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+}

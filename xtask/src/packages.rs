@@ -1,0 +1,116 @@
+//! Debian packages: which are missing, and installing them without starting anything.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::command;
+
+/// Rust with a precompiled `core` for the BPF targets.
+pub(crate) const COMPILER: &[&str] =
+    &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
+
+/// The real peers that the tests put around the ambassador, and their tools.
+pub(crate) const PEERS: &[&str] = &[
+    "redis-server",
+    "redis-tools",
+    "postgresql",
+    "mariadb-server",
+    "nginx-light",
+    "libnginx-mod-stream",
+    "haproxy",
+    "curl",
+    "socat",
+    "iproute2",
+    "dnsmasq-base",
+    "bpftool",
+    "python3",
+    "util-linux",
+];
+
+/// Those of some packages that are not installed; all of them where there is no dpkg.
+pub(crate) fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
+    let installed = |package: &str| {
+        Command::new("dpkg-query")
+            .args(["--show", "--showformat", "${db:Status-Status}", package])
+            .stderr(Stdio::null())
+            .output()
+            .is_ok_and(|output| output.stdout == b"installed")
+    };
+    packages.iter().copied().filter(|package| !installed(package)).collect()
+}
+
+/// Whether packages can be installed from here.
+pub(crate) fn installable() -> bool {
+    is_root() && Path::new("/usr/bin/apt-get").is_file()
+}
+
+/// Installs packages, with apt's own output shown. Services that come with them are not started.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    let _guard = NoAutostart::new().context("keep package services from starting")?;
+    // The lists may never have been fetched, as in a fresh container; a stale one is no obstacle.
+    if let Err(error) = apt(&["update"]) {
+        eprintln!("xtask: {error:#}; going on with the package lists that are there");
+    }
+    apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat())
+}
+
+/// The command that installs packages, for people.
+pub(crate) fn advice(packages: &[&str]) -> String {
+    format!("apt-get install --no-install-recommends {}", packages.join(" "))
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    apt.args(["--quiet", "--option", "DPkg::Lock::Timeout=300"]).args(arguments);
+    apt.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    command::run(&mut apt)
+}
+
+fn is_root() -> bool {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// While it lives, packages do not start their services. A policy that the machine has already
+/// stays in force instead.
+struct NoAutostart {
+    ours: bool,
+}
+
+impl NoAutostart {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+    const MARK: &str = "# Of `cargo xtask setup`.";
+
+    fn new() -> Result<Self> {
+        let ours = match fs::read_to_string(Self::POLICY) {
+            // Left behind by one that was killed.
+            Ok(policy) => policy.contains(Self::MARK),
+            Err(_) => true,
+        };
+        if ours {
+            // Bound to the life of this process, in case it is killed before it can clean up.
+            let policy = format!(
+                "#!/bin/sh\n{}\n[ -d /proc/{} ] && exit 101\nexit 0\n",
+                Self::MARK,
+                std::process::id()
+            );
+            fs::write(Self::POLICY, policy).context("write the policy for starting services")?;
+            fs::set_permissions(Self::POLICY, fs::Permissions::from_mode(0o755))
+                .context("make the policy for starting services executable")?;
+        }
+        Ok(Self { ours })
+    }
+}
+
+impl Drop for NoAutostart {
+    fn drop(&mut self) {
+        if self.ours {
+            // Without effect from now on in any case, and replaced by the next one.
+            let _ = fs::remove_file(Self::POLICY);
+        }
+    }
+}
