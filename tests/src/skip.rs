@@ -39,9 +39,9 @@ impl<E> Outcome for Result<(), E> {
 /// If the list exists but cannot be written: a skip that is not counted would pass for a success.
 pub fn report<R: Outcome>(item: &str, why: &str) -> R {
     let test = item.trim_end_matches("::here").trim_end_matches("::{{closure}}");
-    // Past the test runner's capture, which would hide the line of a test that passes. Losing
-    // the line is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
+    // Past the test runner's capture, which would hide the line of a test that passes, and in
+    // one piece, because tests run side by side. Losing the line is no reason to fail.
+    let _ = std::io::stderr().write_all(format!("skipped: {test}: {why}\n").as_bytes());
     if let Some(list) = std::env::var_os(LIST) {
         let line = format!("{test}\t{}\n", why.replace('\n', " "));
         OpenOptions::new()
