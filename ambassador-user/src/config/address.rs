@@ -191,10 +191,7 @@ fn bracketed(host: &str, port: u16) -> Result<Option<SocketAddr>, Problem> {
 }
 
 fn no_port(text: &str) -> Problem {
-    Problem::new(
-        format!("{} has no port", quote(text)),
-        format!("write {}:PORT", text.chars().take(80).collect::<String>()),
-    )
+    Problem::new(format!("{} has no port", quote(text)), "add :PORT, such as db:5432")
 }
 
 pub(crate) fn port(text: &str) -> Result<NonZeroU16, Problem> {

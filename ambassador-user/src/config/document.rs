@@ -11,10 +11,11 @@ use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 use serde_path_to_error::Track;
+use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 
 use super::file::FileText;
 use super::layer::Layer;
-use super::problem::{ConfigError, Place, Position, Problem, nearest, one_line, quote};
+use super::problem::{ConfigError, Place, Position, Problem, excerpt, nearest, quote};
 
 /// The largest file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -62,7 +63,7 @@ impl Document {
     pub(crate) fn layer(&self) -> Result<Layer, ConfigError> {
         let parsed = self.format.parse(&self.text, PhantomData::<FileText>).map_err(|failure| {
             let place = Place::in_file(&self.file, failure.key).at(failure.position);
-            failure.problem.at(&place)
+            self.locate(failure.problem.at(&place))
         })?;
         parsed.layer(&self.file).map_err(|error| self.locate(error))
     }
@@ -107,10 +108,8 @@ impl Format {
         result.map_err(|(problem, position)| Failure {
             problem,
             position,
-            key: match track.path().to_string() {
-                root if root == "." => String::new(),
-                key => key,
-            },
+            // The path to the root is ".", and a key that could not be read is "?".
+            key: track.path().to_string().trim_end_matches(['.', '?']).to_owned(),
         })
     }
 
@@ -137,9 +136,12 @@ fn parse_yaml<'t, S: DeserializeSeed<'t>>(
         seed.deserialize(serde_path_to_error::Deserializer::new(yaml, track))
     })
     .map_err(|error| {
-        let position = error.location().filter(|at| at.line() > 0);
+        let error = error.without_snippet();
+        // A missing key is reported where its mapping ends, which helps nobody.
+        let is_missing = matches!(error, serde_saphyr::Error::SerdeMissingField { .. });
+        let position = error.location().filter(|at| at.line() > 0 && !is_missing);
         let position = position.map(|at| Position { line: at.line(), column: at.column() });
-        (yaml_problem(error.without_snippet()), position)
+        (yaml_problem(error), position)
     })
 }
 
@@ -175,13 +177,22 @@ fn yaml_problem(error: &serde_saphyr::Error) -> Problem {
             "the file is empty",
             "write version: 1, routes and upstreams (`ambassador schema` lists all keys)",
         ),
-        other => {
-            let rendered = other.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-            Problem::new(
-                format!("is not usable YAML: {}", one_line(&rendered)),
-                "correct the line; values with [, { or \": \" need quotes",
-            )
+        Error::Unexpected { expected: "string scalar", .. } => {
+            Problem::new("a list or a mapping does not belong here", "write one value, in quotes")
         }
+        Error::Unexpected { expected: "mapping start", .. } => {
+            Problem::new("a mapping belongs here", "write KEY: VALUE")
+        }
+        Error::Unexpected { expected: "sequence start", .. } => {
+            Problem::new("a list belongs here", "write - before each of its elements")
+        }
+        Error::InvalidBooleanStrict { .. } => {
+            Problem::new("this is neither true nor false", "write one of them")
+        }
+        other => Problem::new(
+            format!("is not usable YAML: {}", UserMessageFormatter.format_message(other)),
+            "correct the line; values with [, { or \": \" need quotes",
+        ),
     }
 }
 
@@ -208,13 +219,10 @@ fn unknown_key(key: &str, known: &[&str]) -> Problem {
     if LATER.contains(&key) {
         return Problem::new(format!("the key {} is not in this release", quote(key)), "remove it");
     }
-    let list = known.join(", ");
+    let what = format!("unknown key {}", quote(key));
     match nearest(key, known.iter().copied()) {
-        Some(near) => Problem::new(
-            format!("unknown key {}, did you mean {near:?}?", quote(key)),
-            format!("write one of {list}"),
-        ),
-        None => Problem::new(format!("unknown key {}", quote(key)), format!("write one of {list}")),
+        Some(near) => Problem::slip(what, near),
+        None => Problem::new(what, format!("write one of {}", known.join(", "))),
     }
 }
 
@@ -225,7 +233,7 @@ fn missing_key(key: &str) -> Problem {
 
 fn wrong_type(unexpected: &str, expected: &str) -> Problem {
     Problem::new(
-        format!("{} does not belong here", one_line(unexpected)),
+        format!("{} does not belong here", excerpt(unexpected)),
         format!("write {expected}"),
     )
 }

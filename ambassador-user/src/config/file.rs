@@ -303,17 +303,16 @@ fn within(length: usize, min: usize, max: usize, place: &Place) -> Result<(), Co
 }
 
 fn unknown_upstream<'a>(name: &Name, known: impl Iterator<Item = &'a Name>) -> Problem {
-    let guess = nearest(name.as_str(), known.map(Name::as_str));
-    let guess = guess.map_or(String::new(), |known| format!(", did you mean {known:?}?"));
-    Problem::new(
-        format!("there is no upstream {}{guess}", quote(name.as_str())),
-        format!("write the name of one, or define it as upstreams.{name}"),
-    )
+    let what = format!("there is no upstream {}", quote(name.as_str()));
+    match nearest(name.as_str(), known.map(Name::as_str)) {
+        Some(near) => Problem::slip(what, near),
+        None => Problem::new(what, format!("define it as upstreams.{name}")),
+    }
 }
 
 impl<'de> Deserialize<'de> for Version {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_u64(VersionVisitor)
+        deserializer.deserialize_any(VersionVisitor)
     }
 }
 

@@ -61,10 +61,14 @@ impl<'d> Listeners<'d> {
             return Ok(());
         };
         let (place, fix) = match (new.owner, first.owner) {
-            (Owner::Route { place, .. }, Owner::Route { .. }) => (
-                place.clone(),
-                "choose another address, or give both routes one name to replace the lower".into(),
-            ),
+            (Owner::Route { place, .. }, Owner::Route { place: first, .. })
+                if place.source() != first.source() =>
+            {
+                (place.clone(), "choose another address, or replace this route by its name".into())
+            }
+            (Owner::Route { place, .. }, Owner::Route { .. }) => {
+                (place.clone(), "choose another address".to_owned())
+            }
             (Owner::Route { place, .. }, Owner::Setting(setting)) => {
                 (place.clone(), format!("choose another address, or change {setting}"))
             }

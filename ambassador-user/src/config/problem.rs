@@ -112,6 +112,11 @@ impl Problem {
         Self { text: format!("{what}; {fix}") }
     }
 
+    /// `what` is wrong, and was most likely meant to be `near`.
+    pub(crate) fn slip(what: impl fmt::Display, near: &str) -> Self {
+        Self { text: format!("{what}, did you mean {near:?}?") }
+    }
+
     /// A problem that a parser of files has carried as its own error's text.
     pub(crate) fn carried(text: &str) -> Self {
         Self { text: text.to_owned() }
@@ -168,14 +173,18 @@ impl std::error::Error for Problem {}
 
 /// `text` as it may stand in an error: quoted, escaped, shortened, without credentials.
 pub(crate) fn quote(text: &str) -> String {
+    format!("{:?}", excerpt(text))
+}
+
+/// `text` shortened and without credentials.
+pub(crate) fn excerpt(text: &str) -> String {
     const LONGEST: usize = 80;
     let (hidden, shown) = match text.rsplit_once('@') {
         Some((before, after)) if !before.is_empty() => ("***@", after),
         _ => ("", text),
     };
-    let more = if shown.chars().count() > LONGEST { "..." } else { "" };
-    let shown: String = shown.chars().take(LONGEST).collect();
-    format!("{:?}", format!("{hidden}{shown}{more}"))
+    let more = if shown.chars().nth(LONGEST).is_some() { "..." } else { "" };
+    format!("{hidden}{}{more}", shown.chars().take(LONGEST).collect::<String>())
 }
 
 /// `text` with its control characters escaped, so that it stays on one line.

@@ -84,7 +84,7 @@ impl<const MIN: u64, const MAX: u64> Written for Within<MIN, MAX> {
 
 impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_u64(CountVisitor)
+        deserializer.deserialize_any(CountVisitor)
     }
 }
 
@@ -226,9 +226,11 @@ fn one_of<T: Copy>(
             format!("write {list}"),
         ));
     }
-    let guess = nearest(text, words.iter().map(|(word, _)| *word));
-    let guess = guess.map_or(String::new(), |word| format!(", did you mean {word:?}?"));
-    Err(Problem::new(format!("{} is not a {kind}{guess}", quote(text)), format!("write {list}")))
+    let what = format!("{} is not a {kind}", quote(text));
+    Err(match nearest(text, words.iter().map(|(word, _)| *word)) {
+        Some(near) => Problem::slip(what, near),
+        None => Problem::new(what, format!("write {list}")),
+    })
 }
 
 const TIERS: [(&str, Tier); 4] = [
