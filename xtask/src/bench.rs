@@ -20,7 +20,7 @@ use ambassador_tests::server::{find, missing};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::release;
+use crate::{packages, release, setup};
 use cpu::Strangers;
 use load::{Load, Scale};
 use machine::Machine;
@@ -52,6 +52,10 @@ pub(crate) struct Options {
 
 /// Measures, prints the report and writes it; an error if anything failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::kernel_half()?;
+    if let Err(error) = setup::peers("the benchmark", packages::FOR_BENCH) {
+        eprintln!("xtask: {error:#}");
+    }
     let binary = release::build()?;
     let report = measure(options, &binary)?;
     print!("{}", report.markdown());

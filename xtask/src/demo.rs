@@ -13,7 +13,7 @@ use crate::bench::subject::Subject;
 use crate::bench::table::Table;
 use crate::bench::upstream::Upstream;
 use crate::command::{stdout_of, step};
-use crate::release;
+use crate::{release, setup};
 
 /// How long small requests go to and fro on each tier.
 const ROUND_TRIPS: Duration = Duration::from_secs(1);
@@ -23,6 +23,7 @@ const BYTES: u64 = 512 << 20;
 /// Builds, sends traffic through every tier that works here, and prints a line for each; an error
 /// unless every byte came out right.
 pub(crate) fn run() -> Result<()> {
+    setup::kernel_half()?;
     let binary = release::build()?;
     step("ask the ambassador what works here");
     let doctor = stdout_of(Command::new(&binary).args(["doctor", "--json"]))?;

@@ -14,7 +14,7 @@ pub(crate) const COMPILER: &[&str] =
     &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
 
 /// The real peers that the tests put around the ambassador, and their tools.
-pub(crate) const PEERS: &[&str] = &[
+pub(crate) const FOR_TESTS: &[&str] = &[
     "redis-server",
     "redis-tools",
     "postgresql",
@@ -30,6 +30,10 @@ pub(crate) const PEERS: &[&str] = &[
     "python3",
     "util-linux",
 ];
+
+/// What the benchmark measures the ambassador beside, and with.
+pub(crate) const FOR_BENCH: &[&str] =
+    &["haproxy", "nginx-light", "libnginx-mod-stream", "redis-server", "redis-tools"];
 
 /// Those of some packages that are not installed; all of them where there is no dpkg.
 pub(crate) fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {

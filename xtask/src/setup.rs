@@ -10,8 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::command::{self, cargo, step};
-use crate::packages;
-use crate::toolchain::{Compiler, Linker, Toolchain};
+use crate::toolchain::{Compiler, Linker, Target, Toolchain};
+use crate::{build_ebpf, packages};
 
 /// The release of the linker that the workspace is built with.
 const LINKER: &str = "0.13.0";
@@ -19,9 +19,20 @@ const LINKER: &str = "0.13.0";
 /// Everything, for everyone.
 pub(crate) fn run() -> Result<()> {
     let toolchain = toolchain();
-    let peers = peers();
+    let peers = peers("the tests", packages::FOR_TESTS);
     toolchain?;
     peers
+}
+
+/// The eBPF object for the binary built next, where it can be had; says why where it cannot.
+pub(crate) fn kernel_half() -> Result<()> {
+    match toolchain() {
+        Ok(toolchain) => build_ebpf::build(&toolchain, Target::HOST),
+        Err(error) => {
+            eprintln!("xtask: kernel tiers left out: {error:#}");
+            Ok(())
+        }
+    }
 }
 
 /// The eBPF toolchain: found, or else installed.
@@ -43,18 +54,18 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
     Ok(toolchain)
 }
 
-/// The real servers and tools that the tests use.
-pub(crate) fn peers() -> Result<()> {
-    let missing = packages::missing(packages::PEERS);
+/// The real servers and tools that something uses.
+pub(crate) fn peers(of: &str, packages: &[&str]) -> Result<()> {
+    let missing = packages::missing(packages);
     if missing.is_empty() {
-        eprintln!("peers for the tests, already here: {}", packages::PEERS.join(" "));
+        eprintln!("peers for {of}, already here: {}", packages.join(" "));
         return Ok(());
     }
     if !packages::installable() {
-        bail!("peers for the tests are missing; as root: {}", packages::advice(&missing));
+        bail!("peers for {of} are missing; as root: {}", packages::advice(&missing));
     }
-    step(&format!("install peers for the tests: {}", missing.join(" ")));
-    packages::install(&missing).context("install peers for the tests")
+    step(&format!("install peers for {of}: {}", missing.join(" ")));
+    packages::install(&missing).with_context(|| format!("install peers for {of}"))
 }
 
 fn install_compiler() -> Result<Compiler> {

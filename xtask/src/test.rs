@@ -12,19 +12,15 @@ use ambassador_tests::skip;
 use anyhow::{Context, Result, ensure};
 
 use crate::command::{self, cargo, shown, stdout_of, step};
-use crate::toolchain::Target;
-use crate::{build_ebpf, release, setup, workspace};
+use crate::{packages, release, setup, workspace};
 
 /// How long each fuzz target runs.
 const FUZZ_SECONDS: u32 = 20;
 
 /// Runs everything; an error if a test failed.
 pub(crate) fn run() -> Result<()> {
-    match setup::toolchain() {
-        Ok(toolchain) => build_ebpf::build(&toolchain, Target::HOST)?,
-        Err(error) => eprintln!("xtask: kernel tiers left out: {error:#}"),
-    }
-    if let Err(error) = setup::peers() {
+    setup::kernel_half()?;
+    if let Err(error) = setup::peers("the tests", packages::FOR_TESTS) {
         eprintln!("xtask: {error:#}");
     }
     let binary = release::build()?;
