@@ -39,7 +39,7 @@ fn current(workspace: &Path, artifact: &Artifact) -> Result<Option<Vec<u8>>, Box
         return Ok(Some(bytes));
     }
     println!(
-        "cargo:warning=the eBPF object is older than its sources, so the kernel tiers are left \
+        "cargo:warning=the eBPF object was made from other sources, so the kernel tiers are left \
          out; build it again with `cargo xtask build-ebpf`"
     );
     Ok(None)
