@@ -133,29 +133,30 @@ and as the first line of config.yaml:
         /// How long to wait
         #[arg(long, default_value = "30s", value_parser = timeout)]
         timeout: Duration,
-        /// Where the ambassador serves its probes
-        #[arg(
-            long,
-            value_name = "IP:PORT",
-            default_value = "127.0.0.1:9090",
-            env = "AMBASSADOR_ADMIN_HTTP",
-            value_parser = probe_address
-        )]
-        admin_http: SocketAddr,
+        #[command(flatten)]
+        probes: ProbesArgs,
     },
-    /// Forward while CMD runs, then drain and exit with its code (for Jobs)
-    #[command(after_help = "Example:
-  ambassador exec --route 5432=orders-db.prod.svc:5432 -- /app/migrate --all")]
+    /// Wait for the ambassador, run CMD, drain the ambassador when it ends, exit with its code (Jobs)
+    #[command(
+        after_help = "Example, in the app's container (the control socket on a shared volume, \
+the same user in both):
+  ambassador exec --control unix:/run/ambassador/control.sock -- /app/migrate --all"
+    )]
     Exec {
         #[command(flatten)]
-        config: ConfigArgs,
+        probes: ProbesArgs,
+        #[command(flatten)]
+        control: ControlArgs,
+        /// How long to wait for the ambassador
+        #[arg(long, default_value = "30s", value_parser = timeout)]
+        timeout: Duration,
         /// The command to run
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
-    /// Stop accepting connections, and let the open ones finish
+    /// End the running ambassador as SIGTERM does: accept no more, let open connections finish
     Drain(ControlArgs),
-    /// End the running ambassador as SIGTERM does: drain, then exit
+    /// End the running ambassador at once; connections that are open are cut
     Shutdown(ControlArgs),
     /// Change what the running ambassador logs
     #[command(after_help = "Example:
@@ -185,6 +186,20 @@ pub enum Probe {
         #[arg(long, default_value = "1s", value_parser = timeout)]
         timeout: Duration,
     },
+}
+
+/// Where a running ambassador is probed.
+#[derive(Debug, Args)]
+pub struct ProbesArgs {
+    /// Where the ambassador serves its probes
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:9090",
+        env = "AMBASSADOR_ADMIN_HTTP",
+        value_parser = probe_address
+    )]
+    pub admin_http: SocketAddr,
 }
 
 /// How a running ambassador is reached.

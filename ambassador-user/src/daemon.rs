@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::{control, http};
 use crate::config::{self, Config, Control, Listen};
@@ -22,7 +22,7 @@ use crate::proxy::listener::{self, Bound};
 use crate::proxy::{self, Shared};
 use crate::route::Route;
 use crate::telemetry::LogLevel;
-use crate::tier::Ladder;
+use crate::tier::{Ladder, REQUIRED_TIER_MISSING};
 use crate::upstream::Upstream;
 use crate::upstream::dns::Names;
 
@@ -58,6 +58,11 @@ struct Bindings {
 
 /// Runs until told to end. An error is one of the start; afterwards there is only the exit code.
 pub fn run(config: &Config, log_level: LogLevel) -> Result<ExitCode> {
+    let ladder = Ladder::probe();
+    if let Err(shortfall) = ladder.satisfies(config) {
+        error!("{shortfall:#}");
+        return Ok(ExitCode::from(REQUIRED_TIER_MISSING));
+    }
     raise_limits(config);
     let bindings = Bindings::new(config)?;
     privileges::drop_all()?;
@@ -68,7 +73,7 @@ pub fn run(config: &Config, log_level: LogLevel) -> Result<ExitCode> {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build().context("start the runtime")?;
-    let code = runtime.block_on(serve(config, bindings, log_level));
+    let code = runtime.block_on(serve(config, bindings, &ladder, log_level));
     // A lookup may be under way; nobody waits for it.
     runtime.shutdown_background();
     code
@@ -85,12 +90,11 @@ impl Bindings {
             Control::Off => None,
             Control::At(path) => listener::bind(&Listen::Unix(path.clone()), CONTROL_MODE)
                 .context("admin.control")?,
-            Control::IfPossible(path) => {
-                listener::bind(&Listen::Unix(path.clone()), CONTROL_MODE).unwrap_or_else(|error| {
+            Control::IfPossible(path) => listener::bind(&Listen::Unix(path.clone()), CONTROL_MODE)
+                .unwrap_or_else(|error| {
                     info!("no control socket: {error:#} (say where with --control unix:PATH)");
                     None
-                })
-            }
+                }),
         };
         let routes = config.routes.iter().map(|route| {
             let bound = route.listen.iter().map(|listen| listener::bind(listen, route.socket_mode));
@@ -103,16 +107,20 @@ impl Bindings {
     }
 }
 
-async fn serve(config: &Config, bindings: Bindings, log_level: LogLevel) -> Result<ExitCode> {
+async fn serve(
+    config: &Config,
+    bindings: Bindings,
+    ladder: &Ladder,
+    log_level: LogLevel,
+) -> Result<ExitCode> {
     let (orders, given_orders) = mpsc::channel(4);
     let stops = Stops::new(given_orders)?;
     let (trigger, drain) = drain::channel();
     let metrics = Metrics::default();
-    let ladder = Ladder::probe();
     let mut names = Names::default();
     let routes = config.routes.iter().map(|meant| {
         let upstream = Upstream::new(&meant.upstream, &mut names);
-        (Route::new(meant, upstream, &ladder, &metrics), meant.clone())
+        (Route::new(meant, upstream, ladder, &metrics), meant.clone())
     });
     let routes = routes.collect::<Vec<_>>();
     names.watch();
@@ -130,7 +138,12 @@ async fn serve(config: &Config, bindings: Bindings, log_level: LogLevel) -> Resu
         for bound in bound {
             info!(route = %route.name, tier = %route.tier, upstream = %route.upstream.name, "listening on {bound}");
             let listener = bound.listen().context("register a listener with the runtime")?;
-            accepting.spawn(proxy::serve(Arc::clone(route), listener, shared.clone(), drain.clone()));
+            accepting.spawn(proxy::serve(
+                Arc::clone(route),
+                listener,
+                shared.clone(),
+                drain.clone(),
+            ));
         }
     }
     // These two end with the process: they answer during the drain too.
@@ -243,7 +256,8 @@ impl Service {
 
 /// A connection takes two descriptors and a pipe's share.
 fn raise_limits(config: &Config) {
-    let wanted: u64 = config.routes.iter().map(|route| 2 * u64::from(route.max_connections.get())).sum();
+    let wanted: u64 =
+        config.routes.iter().map(|route| 2 * u64::from(route.max_connections.get())).sum();
     match process::raise_open_file_limit() {
         Ok(limit) if wanted > limit => info!(
             "{limit} open files are allowed, which is {} connections; max_connections of all routes \

@@ -2,23 +2,38 @@
 //!
 //! # Layout
 //!
-//! *Edge*, for people and probes: [`cli`], [`admin`], [`status`], [`telemetry`], and the commands.
-//! *Control*, what should be true: [`config`], [`route`], [`upstream`], [`tier`], [`drain`], [`daemon`].
-//! *Data*, the bytes: [`proxy`]. It imports neither the edge nor the kernel tiers.
+//! *Edge*, for people and probes: [`cli`] and one module per command; [`admin`], [`status`],
+//! [`metrics`], [`telemetry`].
+//! *Control*, what should be true: [`config`], [`route`], [`upstream`], [`tier`], [`drain`], and
+//! [`daemon`], which brings everything up and down.
+//! *Data*, the bytes: [`proxy`], which knows nothing of the kernel tiers; [`datapath`], which is the
+//! kernel tiers and the only module that knows aya.
+
+pub mod cli;
+
+pub mod check;
+pub mod doctor;
+pub mod exec;
+pub mod probe;
+pub mod remote;
+pub mod version;
+pub mod wait;
+
+pub mod daemon;
 
 pub mod admin;
-pub mod cli;
-pub mod config;
-pub mod daemon;
-pub mod datapath;
-pub mod drain;
 pub mod metrics;
-pub mod privileges;
 pub mod process;
-pub mod proxy;
-pub mod route;
 pub mod status;
 pub mod telemetry;
+
+pub mod config;
+pub mod drain;
+pub mod privileges;
+pub mod route;
 pub mod throttle;
 pub mod tier;
 pub mod upstream;
+
+pub mod datapath;
+pub mod proxy;

@@ -46,8 +46,9 @@ impl Default for Metrics {
         let connections_active = Family::default();
         let bytes_total = Family::default();
         // 0.1 ms to 6.5 s: from a neighbour on the node to the last of three attempts.
-        let connect_seconds =
-            Family::new_with_constructor((|| Histogram::new(exponential_buckets(1e-4, 2.0, 17))) as _);
+        let connect_seconds = Family::new_with_constructor(
+            (|| Histogram::new(exponential_buckets(1e-4, 2.0, 17))) as _,
+        );
         let tier_info = Family::default();
         registry.register(
             "connections",
@@ -62,7 +63,11 @@ impl Default for Metrics {
             Unit::Seconds,
             connect_seconds.clone(),
         );
-        registry.register("tier_info", "The tier in force, and why no higher one", tier_info.clone());
+        registry.register(
+            "tier_info",
+            "The tier in force, and why no higher one",
+            tier_info.clone(),
+        );
         registry.register_collector(Box::new(ProcessCollector));
         Self {
             registry,
@@ -133,7 +138,12 @@ impl Collector for ProcessCollector {
             prometheus_client::metrics::MetricType::Counter,
         )?)?;
         let gauges = [
-            ("process_resident_memory", "Memory in RAM", Some(&Unit::Bytes), figures.resident_bytes),
+            (
+                "process_resident_memory",
+                "Memory in RAM",
+                Some(&Unit::Bytes),
+                figures.resident_bytes,
+            ),
             ("process_open_fds", "Open file descriptors", None, figures.open_fds),
             ("process_max_fds", "Most file descriptors allowed", None, figures.max_fds),
         ];

@@ -5,7 +5,7 @@
 use std::io;
 
 use anyhow::{Context, Result};
-use caps::{CapSet, CapsHashSet, Capability};
+use caps::{CapSet, Capability, CapsHashSet};
 use tracing::info;
 
 /// What this process needs after its sockets are bound. The tiers of this version: nothing.

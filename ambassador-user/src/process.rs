@@ -55,8 +55,7 @@ fn system(name: libc::c_int) -> u64 {
 }
 
 fn field<T: std::str::FromStr>(text: &str, index: usize) -> io::Result<T> {
-    text.split_whitespace()
-        .nth(index)
-        .and_then(|word| word.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected format of /proc/self"))
+    text.split_whitespace().nth(index).and_then(|word| word.parse().ok()).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "unexpected format of /proc/self")
+    })
 }

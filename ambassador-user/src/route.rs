@@ -36,7 +36,12 @@ pub struct Route {
 pub struct Admission(Arc<Route>);
 
 impl Route {
-    pub fn new(meant: &config::Route, upstream: Arc<Upstream>, ladder: &Ladder, metrics: &Metrics) -> Arc<Self> {
+    pub fn new(
+        meant: &config::Route,
+        upstream: Arc<Upstream>,
+        ladder: &Ladder,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
         let (tier, reason) = ladder.choose(meant.tier);
         Arc::new(Self {
             name: Arc::clone(&meant.name),

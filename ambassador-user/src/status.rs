@@ -159,7 +159,13 @@ impl fmt::Display for ConnectionStatus {
         write!(
             f,
             "{:>6}  {}  {} -> {endpoint}  {}  {} up, {} down  {:.1} s",
-            self.id, self.route, self.peer, self.tier, self.bytes_up, self.bytes_down, self.age_seconds
+            self.id,
+            self.route,
+            self.peer,
+            self.tier,
+            self.bytes_up,
+            self.bytes_down,
+            self.age_seconds
         )
     }
 }

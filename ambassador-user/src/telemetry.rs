@@ -82,6 +82,7 @@ fn targets(level: &str) -> Result<Targets> {
     })?;
     // What the resolver thinks of an answer is in our own messages already.
     let resolver = parsed.default_level().unwrap_or(LevelFilter::OFF).min(LevelFilter::ERROR);
-    let quiet = if level.contains("hickory") { parsed } else { parsed.with_target("hickory", resolver) };
+    let quiet =
+        if level.contains("hickory") { parsed } else { parsed.with_target("hickory", resolver) };
     Ok(quiet)
 }

@@ -1,8 +1,14 @@
 //! The ladder: which tier carries a route, and why each higher one does not.
 #![forbid(unsafe_code)]
 
-use crate::config::{Tier, TierLimit};
+use anyhow::{Result, ensure};
+
+use crate::config::{Config, Tier, TierLimit};
+use crate::datapath;
 use crate::proxy::splice;
+
+/// The exit code that says so (EX_NOPERM of sysexits.h).
+pub const REQUIRED_TIER_MISSING: u8 = 77;
 
 /// Every tier, from the highest to the lowest.
 pub const TIERS: [Tier; 4] = [Tier::Direct, Tier::Sockmap, Tier::Splice, Tier::Copy];
@@ -23,10 +29,28 @@ impl Ladder {
     /// Why a tier cannot be used here; `None` when it can.
     pub fn obstacle(&self, tier: Tier) -> Option<&str> {
         match tier {
+            Tier::Direct | Tier::Sockmap if datapath::object().is_none() => {
+                Some("this binary was built without the eBPF object")
+            }
             Tier::Direct | Tier::Sockmap => Some("not in this version, which works in user space"),
             Tier::Splice => self.no_splice.as_deref(),
             Tier::Copy => None,
         }
+    }
+
+    /// Whether every route reaches the tier that is required.
+    pub fn satisfies(&self, config: &Config) -> Result<()> {
+        let Some(required) = config.acceleration.require else { return Ok(()) };
+        for route in &config.routes {
+            let (tier, why) = self.choose(route.tier);
+            ensure!(
+                tier >= required,
+                "route {} would be carried by {tier}, and {required} is required ({why}); lower `require` \
+             or see `ambassador doctor`",
+                route.name
+            );
+        }
+        Ok(())
     }
 
     /// The highest tier that is allowed and works, and why no higher one.
@@ -34,7 +58,9 @@ impl Ladder {
         let mut why_not = Vec::new();
         for tier in TIERS {
             match self.obstacle(tier) {
-                _ if !limit.allows(tier) => why_not.push(format!("{tier}: not allowed (tier: {limit})")),
+                _ if !limit.allows(tier) => {
+                    why_not.push(format!("{tier}: not allowed (tier: {limit})"))
+                }
                 Some(obstacle) => why_not.push(format!("{tier}: {obstacle}")),
                 None => return (tier, why_not.join("; ")),
             }

@@ -33,7 +33,10 @@ pub async fn connect(upstream: &Upstream) -> Result<Connected> {
         let Some((index, lease)) = upstream.choose(&tried) else { break };
         let deadline = Instant::now() + upstream.connect.timeout;
         match timeout_at(deadline, reach(&lease)).await.unwrap_or_else(|_elapsed| {
-            Err(anyhow!("no answer within {}", humantime::format_duration(upstream.connect.timeout)))
+            Err(anyhow!(
+                "no answer within {}",
+                humantime::format_duration(upstream.connect.timeout)
+            ))
         }) {
             Ok(socket) => return Ok(Connected { socket, lease }),
             Err(error) => {

@@ -104,7 +104,9 @@ fn remove_stale(path: &Path) -> Result<()> {
     let shown = path.display();
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
-        bail!("listen on unix:{shown}: a file that is not a socket is there; remove it or choose another path");
+        bail!(
+            "listen on unix:{shown}: a file that is not a socket is there; remove it or choose another path"
+        );
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -112,18 +114,19 @@ fn remove_stale(path: &Path) -> Result<()> {
             fs::remove_file(path).with_context(|| format!("remove the stale socket {shown}"))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) => bail!("listen on unix:{shown}: another process listens there; stop it or choose another path"),
-        Err(error) => Err(error).with_context(|| format!("see whether anybody listens on unix:{shown}")),
+        Ok(_) => bail!(
+            "listen on unix:{shown}: another process listens there; stop it or choose another path"
+        ),
+        Err(error) => {
+            Err(error).with_context(|| format!("see whether anybody listens on unix:{shown}"))
+        }
     }
 }
 
 impl Bound {
     /// Registers the socket with the current runtime.
     pub fn listen(self) -> io::Result<Listener> {
-        Ok(Listener {
-            socket: register(self.socket, Interest::READABLE)?,
-            name: self.name,
-        })
+        Ok(Listener { socket: register(self.socket, Interest::READABLE)?, name: self.name })
     }
 }
 
@@ -205,4 +208,3 @@ fn explain(error: io::Error, address: SocketAddr) -> anyhow::Error {
     };
     anyhow::Error::msg(what_to_do).context(error).context(format!("listen on {address}"))
 }
-

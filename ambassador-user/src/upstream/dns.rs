@@ -52,7 +52,8 @@ enum Answer {
 impl Names {
     /// The name `host` under `policy`, shared by all endpoints that have both.
     pub fn get(&mut self, host: &Arc<str>, policy: config::Dns) -> Arc<Name> {
-        if let Some(known) = self.0.iter().find(|name| name.host == *host && name.policy == policy) {
+        if let Some(known) = self.0.iter().find(|name| name.host == *host && name.policy == policy)
+        {
             return Arc::clone(known);
         }
         let answer = watch::Sender::new(Answer::Awaited);

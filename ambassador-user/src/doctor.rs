@@ -1,0 +1,115 @@
+//! Says of every tier whether it works here, why not, and what to change.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::config::Tier;
+use crate::datapath::{self, probe};
+use crate::privileges;
+use crate::tier::{Ladder, REQUIRED_TIER_MISSING, TIERS};
+
+/// Everything the doctor found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    version: &'static str,
+    kernel: String,
+    user: u32,
+    capabilities: String,
+    ebpf: Ebpf,
+    tiers: Vec<Finding>,
+}
+
+/// The kernel half.
+#[derive(Debug, Serialize)]
+struct Ebpf {
+    embedded: bool,
+    sha256: Option<&'static str>,
+    /// Whether this process could load it.
+    loads: bool,
+    obstacle: Option<String>,
+}
+
+/// One tier.
+#[derive(Debug, Serialize)]
+struct Finding {
+    tier: String,
+    works: bool,
+    /// Why it does not.
+    reason: Option<String>,
+}
+
+impl Report {
+    /// Looks, by moving real bytes and loading the real programs; leaves nothing behind.
+    pub fn new() -> Self {
+        let ladder = Ladder::probe();
+        let object = datapath::object();
+        let obstacle = probe::load().err().map(|obstacle| obstacle.to_string());
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+                .map_or_else(|error| error.to_string(), |release| release.trim().to_owned()),
+            user: privileges::effective_user(),
+            capabilities: privileges::held(),
+            ebpf: Ebpf {
+                embedded: object.is_some(),
+                sha256: object.map(|object| object.sha256),
+                loads: obstacle.is_none(),
+                obstacle,
+            },
+            tiers: TIERS
+                .into_iter()
+                .map(|tier| {
+                    let reason = ladder.obstacle(tier).map(str::to_owned);
+                    Finding { tier: tier.to_string(), works: reason.is_none(), reason }
+                })
+                .collect(),
+        }
+    }
+
+    /// What `--require` says of it.
+    pub fn verdict(&self, required: Option<Tier>) -> ExitCode {
+        let works = |tier: Tier| {
+            let name = tier.to_string();
+            self.tiers.iter().any(|finding| finding.tier == name && finding.works)
+        };
+        match required {
+            Some(tier) if !works(tier) => ExitCode::from(REQUIRED_TIER_MISSING),
+            _ => ExitCode::SUCCESS,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "ambassador {}, Linux {}", self.version, self.kernel)?;
+        writeln!(f, "user {}, capabilities {}", self.user, self.capabilities)?;
+        match (&self.ebpf.sha256, &self.ebpf.obstacle) {
+            (Some(hash), None) => writeln!(f, "eBPF object {}: loads", &hash[..12])?,
+            (Some(hash), Some(why)) => writeln!(f, "eBPF object {}: {why}", &hash[..12])?,
+            (None, why) => writeln!(f, "no kernel tiers: {}", why.as_deref().unwrap_or_default())?,
+        }
+        writeln!(f)?;
+        for Finding { tier, reason, .. } in &self.tiers {
+            match reason {
+                None => writeln!(f, "{tier:<8} works")?,
+                Some(reason) => writeln!(f, "{tier:<8} no: {reason}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_required_tier_that_does_not_work_is_a_77() {
+        let report = Report::new();
+        assert_eq!(report.verdict(Some(Tier::Copy)), ExitCode::SUCCESS);
+        assert_eq!(report.verdict(Some(Tier::Direct)), ExitCode::from(REQUIRED_TIER_MISSING));
+        assert_eq!(report.verdict(None), ExitCode::SUCCESS);
+    }
+}
