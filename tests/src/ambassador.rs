@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -25,6 +26,7 @@ pub const BINARY: &str = "AMBASSADOR_BIN";
 #[derive(Debug)]
 pub struct Launch {
     place: Place,
+    binary: PathBuf,
     admin: SocketAddr,
     directory: TempDir,
     wrapper: Vec<OsString>,
@@ -48,7 +50,14 @@ impl Launch {
         let directory = tempfile::tempdir().context("create a directory for an ambassador")?;
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, place.port()?));
         let arguments = ["--log-format", "json", "--log-level", "info"].map(OsString::from).into();
-        Ok(Self { place: place.clone(), admin, directory, wrapper: Vec::new(), arguments })
+        Ok(Self {
+            place: place.clone(),
+            binary: binary()?.into(),
+            admin,
+            directory,
+            wrapper: Vec::new(),
+            arguments,
+        })
     }
 
     /// With one more route, `[NAME:]LISTEN=ENDPOINT[,ENDPOINT...]`.
@@ -69,10 +78,33 @@ impl Launch {
         Ok(self.flag("--config", path))
     }
 
-    /// Started by another program, such as `setpriv`, that replaces itself by the ambassador.
+    /// Started by another program, such as `setpriv`, that replaces itself by what follows it.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
-        self.wrapper = wrapper.iter().map(OsString::from).collect();
+        self.wrapper.splice(..0, wrapper.iter().map(OsString::from));
         self
+    }
+
+    /// Run by this user, with no capability left, as Pods run it. Needs root.
+    pub fn by_user(mut self, uid: u32) -> Result<Self> {
+        let directory = self.directory.path();
+        // Not every user may look into the directory it was built in.
+        let copy = directory.join("ambassador");
+        std::fs::copy(binary()?, &copy).context("copy the binary")?;
+        chown(directory, Some(uid), Some(uid)).context("give the directory to the user")?;
+        let id = uid.to_string();
+        self.binary = copy;
+        Ok(self.under(&[
+            "setpriv",
+            "--reuid",
+            &id,
+            "--regid",
+            &id,
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+            "--no-new-privs",
+            "--",
+        ]))
     }
 
     /// Where files go that live as long as the ambassador.
@@ -91,7 +123,7 @@ impl Launch {
     pub fn spawn(self) -> Result<Ambassador> {
         let control = control(&self.directory);
         let mut words: Vec<&OsStr> = self.wrapper.iter().map(OsString::as_os_str).collect();
-        words.push(binary()?.as_os_str());
+        words.push(self.binary.as_os_str());
         let process = Process::start(
             self.place
                 .command(words[0])
@@ -101,7 +133,7 @@ impl Launch {
                 .arg("--admin-http")
                 .arg(self.admin.to_string())
                 .arg("--control")
-                .arg(control),
+                .arg(unix(&control)),
         )?;
         Ok(Ambassador { process, admin: self.admin, place: self.place, directory: self.directory })
     }
@@ -142,6 +174,13 @@ impl Ambassador {
             .collect()
     }
 
+    /// The access records so far that say this of `key`.
+    pub fn access_records(&self, key: &str, value: &str) -> Result<Vec<Value>> {
+        let mut log = self.log()?;
+        log.retain(|line| line["target"] == "access" && line[key] == value);
+        Ok(log)
+    }
+
     /// Its control socket.
     pub fn control(&self) -> PathBuf {
         control(&self.directory)
@@ -150,7 +189,7 @@ impl Ambassador {
     /// Runs one of the commands that talk over the control socket, such as `status --json`.
     pub fn command(&self, words: &[&str]) -> Result<Finished> {
         let mut command = command(&self.place)?;
-        command.args(words).arg("--control").arg(self.control());
+        command.args(words).arg("--control").arg(unix(&self.control()));
         Process::start(&mut command)?.finish(SOON)
     }
 
@@ -198,6 +237,10 @@ fn build() -> Result<PathBuf> {
         .filter(|message| message["target"]["name"] == "ambassador")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
         .context("find the binary in what cargo built")
+}
+
+fn unix(path: &Path) -> String {
+    format!("unix:{}", path.display())
 }
 
 fn control(directory: &TempDir) -> PathBuf {

@@ -6,11 +6,12 @@
 //! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`].
 //! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], and the [`way`]
 //!   a test's connections take.
-//! - The other ends: [`peer`]s at an [`address`], and real [`server`]s.
+//! - The other ends: [`peer`]s at an [`address`], an [`echo`], and real [`server`]s.
 
 pub mod address;
 pub mod ambassador;
 pub mod cgroup;
+pub mod echo;
 pub mod http;
 pub mod metrics;
 pub mod noise;

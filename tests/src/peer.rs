@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::address::{Address, Family};
 use crate::noise::Noise;
-use crate::wait::{SOON, until, until_true};
+use crate::wait::{SOON, until};
 
 const CHUNK: usize = 64 * 1024;
 
@@ -190,15 +190,6 @@ impl Peer {
             taken += said;
         }
     }
-
-    /// Waits until at least `length` bytes could be read at once.
-    pub fn holds(&self, length: usize) -> Result<()> {
-        let mut buffer = vec![std::mem::MaybeUninit::uninit(); length];
-        until_true("bytes to arrive", || {
-            let seen = self.socket.peek(&mut buffer).context("look at the bytes to come")?;
-            Ok(seen >= length)
-        })
-    }
 }
 
 impl Listener {
@@ -220,6 +211,11 @@ impl Listener {
         Ok(Self { socket, address, _directory: None })
     }
 
+    /// The socket itself.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
     /// Where to connect to.
     pub fn address(&self) -> &Address {
         &self.address
@@ -232,17 +228,5 @@ impl Listener {
             .accept()
             .with_context(|| format!("accept a connection on {}", self.address))?;
         Peer::of(socket)
-    }
-
-    /// Whether a connection waits to be accepted.
-    pub fn is_empty(&self) -> Result<bool> {
-        self.socket.set_nonblocking(true).context("make the listener nonblocking")?;
-        let accepted = self.socket.accept();
-        self.socket.set_nonblocking(false).context("make the listener blocking")?;
-        match accepted {
-            Ok(_) => Ok(false),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error).context("look for a connection"),
-        }
     }
 }

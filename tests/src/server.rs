@@ -6,7 +6,8 @@ pub mod nginx;
 pub mod postgres;
 pub mod redis;
 
-use std::os::unix::fs::chown;
+use std::fs::{Permissions, set_permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,6 +60,9 @@ impl Home {
     /// With a user of this name where we are root, as ourselves otherwise.
     fn of(user: &'static str) -> Result<Self> {
         let directory = tempfile::tempdir().context("create a server's directory")?;
+        // An ambassador without capabilities must get through to the sockets inside.
+        set_permissions(directory.path(), Permissions::from_mode(0o755))
+            .context("open a server's directory to all")?;
         let user = is_root().then_some(user);
         if let Some(user) = user {
             let id = |flag| -> Result<u32> {
