@@ -1,13 +1,150 @@
-//! tmp
+//! `ambassador check` and `ambassador schema`: what a configuration means, and what it can say.
+
+use std::fmt::{self, Display};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
 use crate::cli::ConfigArgs;
-use crate::config::Environment;
-pub fn check(file: Option<std::path::PathBuf>, mut config: ConfigArgs) -> anyhow::Result<()> {
-    if file.is_some() {
-        config.config = file
-    }
-    config.load(&Environment::of_process())?;
-    Ok(())
+use crate::config::{
+    self, Admin, Balance, Config, Connect, Control, Dns, Drain, Endpoint, Environment, Listen,
+    Policy, Resolved, Route, TierLimit, Upstream,
+};
+
+/// Prints what the configuration means, with `file` in place of that of the flags if it is given.
+pub fn check(file: Option<PathBuf>, mut args: ConfigArgs) -> Result<()> {
+    args.config = file.or(args.config);
+    let resolved = args.resolve(&Environment::of_process())?;
+    write!(std::io::stdout(), "{}", Meaning(&resolved)).context("print the configuration")
 }
-pub fn schema() -> anyhow::Result<()> {
-    Ok(())
+
+/// Prints the JSON Schema of the configuration file.
+pub fn schema() -> Result<()> {
+    writeln!(std::io::stdout(), "{:#}", config::schema().as_value()).context("print the schema")
+}
+
+/// What a configuration means, for people: every setting in force, and who said so.
+struct Meaning<'r>(&'r Resolved);
+
+/// A line of the report: a name, its value, and where that comes from.
+struct Row {
+    name: String,
+    value: String,
+    origin: String,
+}
+
+impl Display for Meaning<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Resolved { config, warnings, origins } = self.0;
+        let mut rows = settings(config);
+        for row in &mut rows {
+            row.origin = origins.get(&row.name).map_or("default".into(), |by| format!("from {by}"));
+        }
+        for route in &config.routes {
+            let by = origins.get(&format!("routes.{}", route.name)).map_or("", String::as_str);
+            rows.push(Row::new("", "", ""));
+            rows.push(Row::new("route", &route.name, format!("from {by}")));
+            rows.extend(route_rows(route, config.acceleration.tier));
+        }
+        let names = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        let values = rows.iter().map(|row| row.value.chars().count()).max().unwrap_or(0).min(60);
+        for Row { name, value, origin } in &rows {
+            let line = format!("{name:names$}  {value:values$}  {origin}");
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        for (index, warning) in warnings.iter().enumerate() {
+            if index == 0 {
+                writeln!(f)?;
+            }
+            writeln!(f, "warning: {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Row {
+    fn new(name: impl Display, value: impl Display, origin: impl Display) -> Self {
+        Self { name: name.to_string(), value: value.to_string(), origin: origin.to_string() }
+    }
+
+    /// A setting that comes from where its route comes from, unless it is a default.
+    fn setting<T: PartialEq>(
+        name: &str,
+        set: &T,
+        default: &T,
+        show: impl Fn(&T) -> String,
+    ) -> Self {
+        Self::new(format!("  {name}"), show(set), if set == default { "default" } else { "" })
+    }
+}
+
+fn settings(config: &Config) -> Vec<Row> {
+    let Config { admin: Admin { http, control }, acceleration, drain, routes: _ } = config;
+    let Drain { grace, deadline } = drain;
+    let http = http.map_or("off".to_owned(), |address| address.to_string());
+    let control = match control {
+        Control::At(path) => format!("unix:{}", path.display()),
+        Control::IfPossible(path) => format!("unix:{}, if possible", path.display()),
+        Control::Off => "off".to_owned(),
+    };
+    let require = acceleration.require.map_or("none".to_owned(), |tier| tier.to_string());
+    vec![
+        Row::new("admin.http", http, ""),
+        Row::new("admin.control", control, ""),
+        Row::new("acceleration.tier", acceleration.tier, ""),
+        Row::new("acceleration.require", require, ""),
+        Row::new("drain.grace", time(grace), ""),
+        Row::new("drain.deadline", time(deadline), ""),
+    ]
+}
+
+fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
+    let Route { name: _, listen, socket_mode, upstream, max_connections, idle_timeout, .. } = route;
+    let Upstream { name, endpoints, balance, connect, dns } = &**upstream;
+    let default = Policy::default();
+    let mut rows = Vec::new();
+    for listen in listen {
+        let when = match listen {
+            Listen::Tcp { if_available: true, .. } => ", if available",
+            _ => "",
+        };
+        rows.push(Row::new("  listen", format!("{listen}{when}"), ""));
+    }
+    if listen.iter().any(|listen| matches!(listen, Listen::Unix(_))) {
+        let octal = |mode: &u32| format!("{mode:04o}");
+        rows.push(Row::setting("socket_mode", socket_mode, &default.socket_mode, octal));
+    }
+    let number = |number: &_| format!("{number}");
+    rows.extend([
+        Row::setting("max_connections", max_connections, &default.max_connections, number),
+        Row::setting("idle_timeout", idle_timeout, &default.idle_timeout, |idle| {
+            idle.as_ref().map_or("none".to_owned(), time)
+        }),
+        Row::setting("tier", &route.tier, &tier, TierLimit::to_string),
+        Row::new("  upstream", name, ""),
+    ]);
+    for Endpoint { target, weight } in endpoints {
+        let weight = match (balance, weight.get()) {
+            (Balance::Failover, _) | (_, 1) => String::new(),
+            (_, weight) => format!(", weight {weight}"),
+        };
+        rows.push(Row::new("  endpoint", format!("{target}{weight}"), ""));
+    }
+    let (Connect { timeout, attempts }, Dns { min_ttl, max_ttl, stale }) = (connect, dns);
+    let (connect, dns) = (Connect::default(), Dns::default());
+    rows.extend([
+        Row::setting("balance", balance, &Balance::default(), Balance::to_string),
+        Row::setting("connect.timeout", timeout, &connect.timeout, time),
+        Row::setting("connect.attempts", attempts, &connect.attempts, number),
+        Row::setting("dns.min_ttl", min_ttl, &dns.min_ttl, time),
+        Row::setting("dns.max_ttl", max_ttl, &dns.max_ttl, time),
+        Row::setting("dns.stale", stale, &dns.stale, bool::to_string),
+    ]);
+    rows
+}
+
+fn time(time: &Duration) -> String {
+    humantime::format_duration(*time).to_string()
 }

@@ -27,7 +27,8 @@ pub use problem::{ConfigError, Problem, Warning};
 pub use resolve::Resolved;
 
 pub(crate) use document::Document;
-pub(crate) use layer::{Draft, Layer, Said, Settings};
+pub(crate) use file::schema;
+pub(crate) use layer::{Draft, Layer, Policy, Said, Settings};
 pub(crate) use problem::Place;
 pub(crate) use resolve::resolve;
 pub(crate) use value::{ControlText, HttpText, Within};

@@ -48,6 +48,7 @@ pub(crate) struct FileText {
 /// Where people and probes reach the ambassador.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, expecting = "a mapping with the keys http and control")]
+#[schemars(rename = "admin")]
 struct AdminText {
     /// The address of probes and metrics (read-only), or off.
     #[schemars(extend("default" = "0.0.0.0:9090"))]
@@ -60,6 +61,7 @@ struct AdminText {
 /// Which tiers may carry bytes: direct, sockmap, splice, copy, from the highest to the lowest.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, expecting = "a mapping with the keys tier and require")]
+#[schemars(rename = "acceleration")]
 struct AccelerationText {
     /// The highest tier allowed; auto is the best that works here.
     #[schemars(extend("default" = "auto"))]
@@ -72,6 +74,7 @@ struct AccelerationText {
 /// What happens after SIGTERM. Both times count from the signal.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, expecting = "a mapping with the keys grace and deadline")]
+#[schemars(rename = "drain")]
 struct DrainText {
     /// How long new connections are still accepted.
     #[schemars(extend("default" = "0s"))]
@@ -84,6 +87,7 @@ struct DrainText {
 /// One set of listen addresses that leads to one upstream.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping with the keys listen and upstream")]
+#[schemars(rename = "route")]
 struct RouteEntry {
     /// The name in logs and metrics; the default is the upstream's.
     name: Option<Text<Name>>,
@@ -111,6 +115,7 @@ struct RouteEntry {
 /// A service and how to reach it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping with the key endpoints")]
+#[schemars(rename = "upstream")]
 struct UpstreamEntry {
     /// Where the service is reached.
     endpoints: OneOrMany<Text<EndpointText>>,
@@ -127,6 +132,7 @@ struct UpstreamEntry {
 /// How a connection to the service is tried.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, expecting = "a mapping with the keys timeout and attempts")]
+#[schemars(rename = "connect")]
 struct ConnectText {
     /// For one attempt.
     #[schemars(extend("default" = "2s"))]
@@ -143,6 +149,7 @@ struct ConnectText {
     default,
     expecting = "a mapping with the keys min_ttl, max_ttl and stale"
 )]
+#[schemars(rename = "dns")]
 struct DnsText {
     /// At least so long, whatever the answer says.
     #[schemars(extend("default" = "1s"))]
@@ -153,6 +160,11 @@ struct DnsText {
     /// Keep the last good addresses while DNS fails.
     #[schemars(extend("default" = true))]
     stale: Option<bool>,
+}
+
+/// The JSON Schema of the file, draft 2020-12.
+pub(crate) fn schema() -> Schema {
+    schemars::schema_for!(FileText)
 }
 
 /// The only version there is.
