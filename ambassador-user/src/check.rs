@@ -148,3 +148,119 @@ fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
 fn time(time: &Duration) -> String {
     humantime::format_duration(*time).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("config/example.yaml");
+
+    #[test]
+    fn the_meaning_lists_every_setting_and_who_said_it() {
+        let text = "version: 1
+drain: { grace: 3s }
+routes: [{ listen: [80, 'unix:/run/a.sock'], upstream: a, idle_timeout: 5s }]
+upstreams: { a: { endpoints: ['a:1:2', 'b:1'], balance: round_robin } }";
+        let resolved = Resolved::of_text(Path::new("c.yaml"), text.to_owned()).unwrap();
+        let expected = "\
+admin.http            0.0.0.0:9090                                    default
+admin.control         unix:/run/ambassador/control.sock, if possible  default
+acceleration.tier     auto                                            default
+acceleration.require  none                                            default
+drain.grace           3s                                              from c.yaml
+drain.deadline        25s                                             default
+
+route                 a                                               from c.yaml
+  listen              127.0.0.1:80
+  listen              [::1]:80, if available
+  listen              unix:/run/a.sock
+  socket_mode         0666                                            default
+  max_connections     10000                                           default
+  idle_timeout        5s
+  tier                auto                                            default
+  upstream            a
+  endpoint            a:1, weight 2
+  endpoint            b:1
+  balance             round_robin
+  connect.timeout     2s                                              default
+  connect.attempts    3                                               default
+  dns.min_ttl         1s                                              default
+  dns.max_ttl         30s                                             default
+  dns.stale           true                                            default
+";
+        assert_eq!(Meaning(&resolved).to_string(), expected);
+    }
+
+    /// The paths of all keys of a file, without the names of upstreams.
+    fn keys_of_file(value: &Value, path: &str, keys: &mut Vec<String>) {
+        match value {
+            Value::Object(object) => {
+                for (key, value) in object {
+                    let path = match path {
+                        "/upstreams" => "/upstreams/*".to_owned(),
+                        path => format!("{path}/{key}"),
+                    };
+                    keys.push(path.clone());
+                    keys_of_file(value, &path, keys);
+                }
+            }
+            Value::Array(list) => list.iter().for_each(|value| keys_of_file(value, path, keys)),
+            _ => {}
+        }
+    }
+
+    /// The paths of all keys that a schema describes.
+    fn keys_of_schema(root: &Value, schema: &Value, path: &str, keys: &mut Vec<String>) {
+        if let Some(reference) = schema["$ref"].as_str() {
+            let definition = root.pointer(reference.trim_start_matches('#')).expect(reference);
+            keys_of_schema(root, definition, path, keys);
+        }
+        for (key, schema) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}/{key}");
+            keys.push(path.clone());
+            keys_of_schema(root, schema, &path, keys);
+        }
+        for (_, schema) in schema["patternProperties"].as_object().into_iter().flatten() {
+            let path = format!("{path}/*");
+            keys.push(path.clone());
+            keys_of_schema(root, schema, &path, keys);
+        }
+        keys_of_schema_if_any(root, &schema["items"], path, keys);
+    }
+
+    fn keys_of_schema_if_any(root: &Value, schema: &Value, path: &str, keys: &mut Vec<String>) {
+        if schema.is_object() {
+            keys_of_schema(root, schema, path, keys);
+        }
+    }
+
+    #[test]
+    fn the_schema_describes_exactly_the_keys_of_the_example() {
+        let schema = config::schema().to_value();
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        let mut described = Vec::new();
+        keys_of_schema(&schema, &schema, "", &mut described);
+
+        let example: Value = serde_saphyr::from_str(EXAMPLE).unwrap();
+        let mut written = Vec::new();
+        keys_of_file(&example, "", &mut written);
+        assert!(written.len() > 25, "{written:?}");
+
+        described.sort();
+        written.sort();
+        written.dedup();
+        assert_eq!(described, written);
+    }
+
+    #[test]
+    fn the_example_says_what_it_seems_to() {
+        let resolved = Resolved::of_text(Path::new("example.yaml"), EXAMPLE.to_owned()).unwrap();
+        assert_eq!(resolved.warnings, []);
+        let route = &resolved.config.routes[0];
+        assert_eq!((route.listen.len(), route.socket_mode), (3, 0o660));
+    }
+}

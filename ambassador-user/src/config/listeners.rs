@@ -205,3 +205,94 @@ fn cycle(next: &[Vec<usize>]) -> Option<Vec<usize>> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, resolve};
+
+    /// What is wrong with these routes, if anything is.
+    fn refusal(routes: &[&str]) -> Option<String> {
+        let numbered = routes.iter().enumerate();
+        let numbered = numbered.map(|(n, route)| (format!("AMBASSADOR_ROUTE_{n}"), *route));
+        let layer = numbered.collect::<Environment>().layer().unwrap();
+        resolve(vec![layer]).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn two_listeners_on_one_address_are_refused() {
+        for pair in [
+            ["80=a:1", "80=b:1"],
+            ["80=a:1", "127.0.0.1:80=b:1"],
+            ["80=a:1", "[::1]:80=b:1"],
+            ["0.0.0.0:80=a:1", "127.0.0.1:80=b:1"],
+            ["10.0.0.1:80=a:1", "0.0.0.0:80=b:1"],
+            ["[::]:80=a:1", "[::1]:80=b:1"],
+            ["unix:/run/a=a:1", "unix:/run//./a=b:1"],
+            ["1=a:1", "9090=b:1"],
+            ["1=a:1", "unix:/run/ambassador/control.sock=b:1"],
+        ] {
+            let refusal = refusal(&pair).expect(pair[1]);
+            assert!(refusal.starts_with("AMBASSADOR_ROUTE_1: ") && refusal.contains("is taken by"));
+        }
+    }
+
+    #[test]
+    fn listeners_side_by_side_are_not_refused() {
+        for pair in [
+            ["80=a:1", "81=b:1"],
+            ["127.0.0.1:80=a:1", "127.0.0.2:80=b:1"],
+            ["127.0.0.1:80=a:1", "[::1]:80=b:1"],
+            ["0.0.0.0:80=a:1", "[::]:80=b:1"],
+            ["unix:/run/a=a:1", "unix:/run/b=b:1"],
+        ] {
+            assert_eq!(refusal(&pair), None, "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_to_itself_is_refused_however_it_is_written() {
+        for route in [
+            "80=127.0.0.1:80",
+            "80=[::1]:80",
+            "80=localhost:80",
+            "80=LOCALHOST.:80",
+            "80=db.localhost:80",
+            "80=0.0.0.0:80",
+            "80=[::]:80",
+            "80=[::ffff:127.0.0.1]:80",
+            "80=db:80,localhost:80",
+            "0.0.0.0:80=127.0.0.7:80",
+            "10.0.0.1:80=10.0.0.1:80",
+            "unix:/run/a=unix:/run//a",
+        ] {
+            let refusal = refusal(&[route]).expect(route);
+            assert!(refusal.contains("the route leads to itself; "), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_chain_of_routes_is_fine_until_it_closes() {
+        let chain = ["a:80=localhost:81", "b:81=unix:/run/c", "c:unix:/run/c=db:82"];
+        assert_eq!(refusal(&chain), None);
+        let closed = [chain[0], chain[1], "c:unix:/run/c=db:82,127.0.0.1:80"];
+        assert!(refusal(&closed).unwrap().contains("leads to itself: a -> b -> c -> a; "));
+    }
+
+    #[test]
+    fn a_service_beside_us_is_not_taken_for_us() {
+        for route in ["80=localhost:81", "80=db:80", "127.0.0.1:80=127.0.0.2:80", "80=10.0.0.1:80"]
+        {
+            assert_eq!(refusal(&[route]), None, "{route}");
+        }
+    }
+
+    #[test]
+    fn a_long_chain_is_searched_without_recursion() {
+        let mut next: Vec<Vec<usize>> = (1..=10_000).map(|node| vec![node]).collect();
+        next.push(Vec::new());
+        assert_eq!(cycle(&next), None);
+        next[10_000].push(9_999);
+        assert_eq!(cycle(&next), Some(vec![9_999, 10_000]));
+    }
+}

@@ -105,3 +105,41 @@ impl Written for Name {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::address::{EndpointText, ListenText};
+
+    fn derived(listen: &str, endpoint: &str) -> String {
+        let listen = listen.parse::<ListenText>().unwrap().meaning().remove(0);
+        Name::derived(&endpoint.parse::<EndpointText>().unwrap().target, &listen).to_string()
+    }
+
+    #[test]
+    fn a_route_without_a_name_is_named_after_its_upstream_or_its_port() {
+        assert_eq!(derived("5432", "orders-db.prod.svc:5432"), "orders-db");
+        assert_eq!(derived("5432", "10.0.0.1:5432"), "port-5432");
+        assert_eq!(derived("5432", "localhost:6543"), "port-5432");
+        assert_eq!(derived("5432", "0.redis:5432"), "port-5432");
+        assert_eq!(derived("5432", "unix:/run/mysqld.sock"), "mysqld");
+        assert_eq!(derived("unix:/run/pg.sock", "10.0.0.1:5432"), "pg");
+        assert_eq!(derived("unix:/run/.s.PGSQL.5432", "10.0.0.1:5432"), "route");
+    }
+
+    #[test]
+    fn a_taken_name_gets_a_number_and_stays_a_name() {
+        let long: Name = "x".repeat(LONGEST).parse().unwrap();
+        let taken = [long.clone(), format!("{}-2", "x".repeat(LONGEST - 2)).parse().unwrap()];
+        let unique = long.unique(|name| taken.contains(name));
+        assert_eq!(unique.to_string(), format!("{}-3", "x".repeat(LONGEST - 2)));
+        assert!(unique.as_str().parse::<Name>().is_ok());
+    }
+
+    #[test]
+    fn what_begins_an_address_is_no_name() {
+        for text in ["", "unix", "localhost", "1db", "-db", "db.prod", "d b", "dä", "x\0"] {
+            assert!(text.parse::<Name>().is_err(), "{text:?}");
+        }
+    }
+}

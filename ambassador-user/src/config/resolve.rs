@@ -192,3 +192,113 @@ impl Draft {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Balance, Document, Environment, Tier};
+
+    const FILE: &str = "version: 1
+drain: { grace: 1s }
+acceleration: { tier: splice }
+routes:
+  - { listen: 1111, upstream: a }
+  - { name: b, listen: 2222, upstream: a, tier: copy }
+upstreams: { a: { endpoints: 'a:1', balance: round_robin }, unused: { endpoints: 'x:1' } }
+";
+
+    fn file(text: &str) -> Layer {
+        Document::new(Path::new("c.yaml"), text.to_owned()).layer().unwrap()
+    }
+
+    fn variables<const N: usize>(variables: [(&str, &str); N]) -> Layer {
+        variables.into_iter().collect::<Environment>().layer().unwrap()
+    }
+
+    fn routes<const N: usize>(routes: [&str; N]) -> Layer {
+        let numbered = routes.iter().enumerate();
+        let numbered = numbered.map(|(n, route)| (format!("AMBASSADOR_ROUTE_{n}"), *route));
+        numbered.collect::<Environment>().layer().unwrap()
+    }
+
+    fn names(resolved: &Resolved) -> Vec<&str> {
+        resolved.config.routes.iter().map(|route| &*route.name).collect()
+    }
+
+    fn refusal(layers: Vec<Layer>) -> String {
+        resolve(layers).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_higher_source_wins_and_each_value_knows_who_said_it() {
+        let higher = variables([("AMBASSADOR_DRAIN_GRACE", "2s"), ("AMBASSADOR_ROUTE_0", "9=z:9")]);
+        let Resolved { config, origins, warnings } = resolve(vec![higher, file(FILE)]).unwrap();
+        assert_eq!(config.drain.grace.as_secs(), 2);
+        assert_eq!(config.drain.deadline.as_secs(), 25);
+        assert_eq!(origins["drain.grace"], "AMBASSADOR_DRAIN_GRACE");
+        assert_eq!(origins["acceleration.tier"], "c.yaml");
+        assert_eq!(origins.get("drain.deadline"), None);
+        assert_eq!(origins["routes.z"], "AMBASSADOR_ROUTE_0");
+        assert_eq!(origins["routes.b"], "c.yaml");
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].to_string().contains("upstreams.unused: no route leads here"));
+    }
+
+    #[test]
+    fn routes_are_united_and_a_name_from_a_higher_source_replaces_the_lower() {
+        let resolved = resolve(vec![routes(["b:2222=new:1", "3333=a:1"]), file(FILE)]).unwrap();
+        assert_eq!(names(&resolved), ["b", "a-2", "a"]);
+        assert_eq!(resolved.config.routes[0].upstream.balance, Balance::Failover);
+        assert_eq!(&*resolved.config.routes[1].upstream.name, "a-2");
+    }
+
+    #[test]
+    fn routes_to_one_upstream_of_the_file_share_it() {
+        let resolved = resolve(vec![file(FILE)]).unwrap();
+        let [one, other] = &resolved.config.routes[..] else { panic!("two routes") };
+        assert!(Arc::ptr_eq(&one.upstream, &other.upstream));
+    }
+
+    #[test]
+    fn a_route_is_allowed_no_higher_tier_than_the_whole() {
+        let tiers = |resolved: Resolved| -> Vec<TierLimit> {
+            resolved.config.routes.iter().map(|route| route.tier).collect()
+        };
+        let at_most = TierLimit::AtMost;
+        let resolved = resolve(vec![file(FILE)]).unwrap();
+        assert_eq!(tiers(resolved), [at_most(Tier::Splice), at_most(Tier::Copy)]);
+        let text = FILE.replace("tier: copy", "tier: direct");
+        let resolved = resolve(vec![file(&text)]).unwrap();
+        assert_eq!(tiers(resolved), [at_most(Tier::Splice), at_most(Tier::Splice)]);
+    }
+
+    #[test]
+    fn two_routes_of_one_source_cannot_have_one_name() {
+        let error = refusal(vec![routes(["a:1=x:1", "a:2=x:1"])]);
+        assert_eq!(
+            error,
+            "AMBASSADOR_ROUTE_1: the name a is taken by AMBASSADOR_ROUTE_0; give this route another name"
+        );
+    }
+
+    #[test]
+    fn no_route_at_all_is_an_error_with_an_example() {
+        assert!(refusal(Vec::new()).contains("--route 5432=orders-db.prod.svc:5432"));
+    }
+
+    #[test]
+    fn a_requirement_above_what_is_allowed_is_refused() {
+        let require = |tier| variables([("AMBASSADOR_REQUIRE", tier)]);
+        assert!(refusal(vec![require("direct"), file(FILE)]).contains("only splice and below"));
+        assert!(refusal(vec![require("splice"), file(FILE)]).starts_with("c.yaml: routes[1].tier"));
+        assert!(resolve(vec![require("copy"), file(FILE)]).is_ok());
+    }
+
+    #[test]
+    fn a_grace_after_the_deadline_is_refused() {
+        let early = variables([("AMBASSADOR_DRAIN_DEADLINE", "500ms")]);
+        assert!(refusal(vec![early, file(FILE)]).contains("grace 1s ends after deadline 500ms"));
+    }
+}

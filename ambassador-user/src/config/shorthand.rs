@@ -72,3 +72,73 @@ impl fmt::Display for RouteText {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::address::tests::{any_endpoint, any_listen, nearly_an_address};
+
+    fn parse(text: &str) -> Result<RouteText, String> {
+        text.parse().map_err(|problem: Problem| problem.to_string())
+    }
+
+    #[test]
+    fn a_name_is_told_from_an_address_by_its_form() {
+        for (text, name, listen) in [
+            ("5432=db:1", None, "5432"),
+            ("db:5432=db:1", Some("db"), "5432"),
+            ("127.0.0.1:5432=db:1", None, "127.0.0.1:5432"),
+            ("db:127.0.0.1:5432=db:1", Some("db"), "127.0.0.1:5432"),
+            ("[::1]:5432=db:1", None, "[::1]:5432"),
+            ("db:[::1]:5432=db:1", Some("db"), "[::1]:5432"),
+            ("unix:/run/a.sock=db:1", None, "unix:/run/a.sock"),
+            ("db:unix:/run/a.sock=db:1", Some("db"), "unix:/run/a.sock"),
+            ("fe:80=db:1", Some("fe"), "80"),
+        ] {
+            let route = parse(text).unwrap();
+            assert_eq!(route.name.as_ref().map(Name::as_str), name, "{text}");
+            assert_eq!(route.listen.to_string(), listen, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_name_and_is_none_is_explained() {
+        assert!(parse("localhost:80=db:1").unwrap_err().contains("write 80 for localhost"));
+        assert!(parse("fe80::1:80=db:1").unwrap_err().contains("write [IP6]:PORT"));
+        assert!(parse("db.prod:80=db:1").unwrap_err().contains("not an IP address"));
+        assert!(parse("d b:80=db:1").unwrap_err().contains("is not a name"));
+        assert!(parse("5432").unwrap_err().contains("5432=orders-db.prod.svc:5432"));
+    }
+
+    #[test]
+    fn a_weight_asks_for_a_share() {
+        assert_eq!(parse("1=a:1,b:1").unwrap().balance(), Balance::Failover);
+        assert_eq!(parse("1=a:1,b:1:1").unwrap().balance(), Balance::RoundRobin);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused_in_one_line(
+            head in nearly_an_address(),
+            tail in nearly_an_address(),
+        ) {
+            match parse(&format!("{head}={tail}")) {
+                Ok(route) => prop_assert_eq!(parse(&route.to_string()), Ok(route)),
+                Err(refusal) => prop_assert!(!refusal.chars().any(char::is_control)),
+            }
+        }
+
+        #[test]
+        fn every_route_survives_being_written_and_read(
+            name in proptest::option::of("n[a-z0-9_-]{0,62}"),
+            listen in any_listen(),
+            endpoints in proptest::collection::vec(any_endpoint(), 1..5),
+        ) {
+            let name = name.map(|name| name.parse().unwrap());
+            let route = RouteText { name, listen, endpoints };
+            prop_assert_eq!(parse(&route.to_string()), Ok(route));
+        }
+    }
+}
