@@ -197,3 +197,88 @@ fn connect(address: SocketAddr) -> Result<TcpStream> {
     stream.set_write_timeout(Some(STALL)).context("set up a connection")?;
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, Shutdown, TcpListener};
+    use std::thread;
+
+    use super::*;
+    use crate::bench::upstream::Upstream;
+
+    const BYTES: u64 = 1 << 20;
+
+    fn upstream() -> Upstream {
+        Upstream::start(Ipv4Addr::LOCALHOST.into()).expect("start an upstream")
+    }
+
+    /// A proxy for one connection, which changes the byte at this place each way.
+    fn tampering(upstream: SocketAddr, place: usize) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let address = listener.local_addr().expect("read the address");
+        thread::spawn(move || {
+            let (client, _) = listener.accept().expect("accept");
+            let server = TcpStream::connect(upstream).expect("connect");
+            let back = (server.try_clone().expect("clone"), client.try_clone().expect("clone"));
+            let way = move |(mut from, mut to): (TcpStream, TcpStream)| {
+                let mut buffer = [0; 4096];
+                let mut moved = 0;
+                while let Ok(got @ 1..) = from.read(&mut buffer) {
+                    if let Some(byte) =
+                        place.checked_sub(moved).and_then(|at| buffer[..got].get_mut(at))
+                    {
+                        *byte = byte.wrapping_add(1);
+                    }
+                    moved += got;
+                    if to.write_all(&buffer[..got]).is_err() {
+                        break;
+                    }
+                }
+                let _ = to.shutdown(Shutdown::Both);
+            };
+            thread::spawn(move || way(back));
+            way((client, server));
+        });
+        address
+    }
+
+    #[test]
+    fn every_load_of_the_built_in_upstream_passes_without_a_proxy() {
+        let upstream = upstream();
+        let cpus = Cpus::choose().expect("choose CPUs");
+        let target = Target { address: upstream.address(), proxy: None, cpus };
+        let scale = Scale { time: Duration::from_millis(10), bytes: BYTES, requests: 1 };
+        // Idle opens more connections than a test may have descriptors.
+        let loads = [Load::RoundTrips, Load::Upload, Load::Download, Load::Connections];
+        for load in loads {
+            let outcome = load.run(target, scale);
+            let values = outcome.map_or_else(
+                |error| panic!("{}: {error:#}", load.name()),
+                |outcome| outcome.values,
+            );
+            assert_eq!(values.len(), load.figures().len());
+            assert!(values[0].is_some_and(|value| value > 0.0), "{}", load.name());
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_fails_a_transfer_and_is_named() {
+        let upstream = upstream();
+        // Past the request, which goes the same way as the upload.
+        let up = transfer::upload(tampering(upstream.address(), 9 + 70_000), BYTES);
+        let down = transfer::download(tampering(upstream.address(), 70_000), BYTES);
+        assert_eq!(up.expect_err("wrong").to_string(), "byte 70000 of the upload arrived wrong");
+        assert_eq!(
+            down.expect_err("wrong").to_string(),
+            "byte 70000 of the download arrived wrong"
+        );
+    }
+
+    #[test]
+    fn a_changed_byte_fails_a_round_trip() {
+        let upstream = upstream();
+        let done = round_trips::run(tampering(upstream.address(), 640), Duration::from_secs(5));
+        assert_eq!(done.err().expect("wrong").to_string(), "a reply has wrong bytes");
+    }
+}
