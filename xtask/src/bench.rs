@@ -13,9 +13,11 @@ pub(crate) mod subject;
 pub(crate) mod table;
 pub(crate) mod upstream;
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ambassador_tests::ambassador;
 use ambassador_tests::server::{find, missing};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
@@ -50,13 +52,19 @@ pub(crate) struct Options {
     out: PathBuf,
 }
 
-/// Measures, prints the report and writes it; an error if anything failed.
+/// Measures the binary that `AMBASSADOR_BIN` names, or else a fresh one; prints the report and
+/// writes it. An error if anything failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    setup::kernel_half()?;
     if let Err(error) = setup::peers("the benchmark", packages::FOR_BENCH) {
         eprintln!("xtask: {error:#}");
     }
-    let binary = release::build()?;
+    let binary = match env::var_os(ambassador::BINARY) {
+        Some(binary) => binary.into(),
+        None => {
+            setup::kernel_half()?;
+            release::build()?
+        }
+    };
     let report = measure(options, &binary)?;
     print!("{}", report.markdown());
     report.write(&options.out)?;
@@ -95,14 +103,15 @@ fn measure(options: &Options, binary: &Path) -> Result<Report> {
     }
     progress.end();
     let share = strangers.share()?;
-    if share > DISTURBED {
+    let disturbed = share > DISTURBED;
+    if disturbed {
         notes.push(format!(
             "DISTURBED: other programs kept {share:.1} of the CPUs busy meanwhile; repeat this on a \
              quiet machine"
         ));
     }
     let subjects = subjects.iter().map(Subject::name).collect();
-    Ok(Report { machine: Machine::look(&programs)?, notes, loads, subjects, results })
+    Ok(Report { machine: Machine::look(&programs)?, notes, disturbed, loads, subjects, results })
 }
 
 impl Options {

@@ -67,8 +67,7 @@ struct Doctor {
 struct Tier {
     tier: String,
     works: bool,
-    #[serde(default)]
-    reason: String,
+    reason: Option<String>,
 }
 
 /// What there is to do for a line of the table.
@@ -82,7 +81,12 @@ fn tries(binary: &Path, doctor: Doctor) -> Vec<(String, Try)> {
     let straight = ("no ambassador".to_owned(), Try::Carry(Subject::NoProxy));
     let tiers = doctor.tiers.into_iter().map(|Tier { tier, works, reason }| {
         let subject = Subject::Ambassador { binary: binary.to_owned(), tier: tier.clone() };
-        (tier, if works { Try::Carry(subject) } else { Try::Unavailable(reason) })
+        let tried = if works {
+            Try::Carry(subject)
+        } else {
+            Try::Unavailable(reason.unwrap_or_else(|| "no reason given".into()))
+        };
+        (tier, tried)
     });
     std::iter::once(straight).chain(tiers).collect()
 }

@@ -17,6 +17,8 @@ pub(crate) struct Report {
     pub(crate) machine: Machine,
     /// How it was measured, a sentence each.
     pub(crate) notes: Vec<String>,
+    /// Whether other programs took so much of the CPUs that how busy they were says nothing.
+    pub(crate) disturbed: bool,
     /// The loads, in the order of the run.
     pub(crate) loads: Vec<Load>,
     /// The names of the subjects, in the order of the run.
@@ -104,6 +106,9 @@ impl Report {
     /// Where the server was the limit, so that the ways through look more alike than they are.
     fn saturated(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        if self.disturbed {
+            return notes;
+        }
         for &load in &self.loads {
             let subjects: Vec<&str> = self
                 .subjects
