@@ -1,18 +1,17 @@
-//! The command line: what can be typed, and how flags join the other sources of configuration.
+//! The command line: what can be typed.
+
+mod config;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::config::{
-    Config, ConfigError, ControlText, Document, Draft, Environment, HttpText, Layer, Place,
-    Problem, Resolved, Said, Settings, Target, Tier, Warning, Within, resolve,
-};
+pub use self::config::ConfigArgs;
+use crate::config::{ControlText, HttpText, Problem, Target, Tier, Within};
 
 /// Carries a Pod's localhost connections to the real service.
 #[derive(Debug, Parser)]
@@ -216,90 +215,6 @@ pub struct ControlArgs {
     pub control: PathBuf,
 }
 
-/// The configuration as flags give it.
-///
-/// The values stay text until [`ConfigArgs::load`], so that a bad one is a configuration error like
-/// in any other source. The variables are read there too, from the environment that is passed in.
-#[derive(Debug, Clone, Default, Args)]
-pub struct ConfigArgs {
-    /// The configuration file, YAML or TOML (by extension) [env: AMBASSADOR_CONFIG]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// A route, [NAME:]LISTEN=ENDPOINT[,ENDPOINT...]; can be repeated [env: AMBASSADOR_ROUTE_0, _1...]
-    ///
-    /// LISTEN is PORT (127.0.0.1, and ::1 where there is one), IP:PORT, [IP6]:PORT or unix:PATH.
-    /// ENDPOINT is HOST:PORT[:WEIGHT], [IP6]:PORT[:WEIGHT] or unix:PATH. Endpoints are tried in
-    /// order; where one has a weight, connections are spread over all by weight. A route with the
-    /// NAME of a route from a file or variable replaces it.
-    #[arg(long = "route", value_name = "ROUTE")]
-    pub routes: Vec<String>,
-    /// The highest tier allowed: auto, direct, sockmap, splice, copy [env: AMBASSADOR_TIER] [default:
-    /// auto]
-    #[arg(long)]
-    pub tier: Option<String>,
-    /// Refuse to start below this tier: none, direct, sockmap, splice, copy [env: AMBASSADOR_REQUIRE]
-    /// [default: none]
-    #[arg(long, value_name = "TIER")]
-    pub require: Option<String>,
-    /// The address of probes and metrics, or off [env: AMBASSADOR_ADMIN_HTTP] [default: 0.0.0.0:9090]
-    #[arg(long, value_name = "IP:PORT")]
-    pub admin_http: Option<String>,
-    /// The control socket, or off [env: AMBASSADOR_CONTROL] [default:
-    /// unix:/run/ambassador/control.sock if possible]
-    #[arg(long, value_name = "unix:PATH")]
-    pub control: Option<String>,
-    /// How long after SIGTERM new connections are accepted [env: AMBASSADOR_DRAIN_GRACE] [default: 0s]
-    #[arg(long, value_name = "DURATION")]
-    pub drain_grace: Option<String>,
-    /// How long after SIGTERM what is left is cut [env: AMBASSADOR_DRAIN_DEADLINE] [default: 25s]
-    #[arg(long, value_name = "DURATION")]
-    pub drain_deadline: Option<String>,
-}
-
-impl ConfigArgs {
-    /// The configuration that flags, environment, file and defaults amount to, in this order of
-    /// precedence.
-    pub fn load(&self, environment: &Environment) -> Result<(Config, Vec<Warning>), ConfigError> {
-        let Resolved { config, warnings, .. } = self.resolve(environment)?;
-        Ok((config, warnings))
-    }
-
-    /// The same, with who said what.
-    pub fn resolve(&self, environment: &Environment) -> Result<Resolved, ConfigError> {
-        let from_environment = environment.get("AMBASSADOR_CONFIG")?.map(PathBuf::from);
-        let Some(file) = self.config.clone().or(from_environment) else {
-            return resolve(vec![self.layer()?, environment.layer()?]);
-        };
-        let document = Document::read(&file)?;
-        let layers = vec![self.layer()?, environment.layer()?, document.layer()?];
-        resolve(layers).map_err(|error| document.locate(error))
-    }
-
-    /// What the flags say.
-    fn layer(&self) -> Result<Layer, ConfigError> {
-        fn said<T>(flag: &str, text: &Option<String>) -> Result<Option<Said<T>>, ConfigError>
-        where
-            T: FromStr<Err = Problem>,
-        {
-            text.as_ref().map(|text| Said::parse(text, Place::named(flag))).transpose()
-        }
-        let settings = Settings {
-            admin_http: said("--admin-http", &self.admin_http)?,
-            control: said("--control", &self.control)?,
-            tier: said("--tier", &self.tier)?,
-            require: said("--require", &self.require)?,
-            drain_grace: said("--drain-grace", &self.drain_grace)?,
-            drain_deadline: said("--drain-deadline", &self.drain_deadline)?,
-        };
-        let mut routes = Vec::with_capacity(self.routes.len());
-        for text in &self.routes {
-            let Said { value, place } = Said::parse(text, Place::named("--route"))?;
-            routes.push(Draft::from_text(&value, place));
-        }
-        Ok(Layer { settings, routes, warnings: Vec::new() })
-    }
-}
-
 /// A time to wait for something, of at most an hour.
 fn timeout(text: &str) -> Result<Duration, Problem> {
     text.parse().map(|Within(time): Within<1, 3_600_000>| time)
@@ -322,4 +237,43 @@ fn probe_address(text: &str) -> Result<SocketAddr, Problem> {
 fn control_socket(text: &str) -> Result<PathBuf, Problem> {
     let ControlText(path) = text.parse()?;
     path.ok_or_else(|| Problem::new("the control socket is off", "name it as unix:PATH"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_declared_without_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_example_of_the_help_can_be_typed() {
+        let mut tried = 0;
+        let root = Cli::command();
+        let mut commands = vec![&root];
+        while let Some(command) = commands.pop() {
+            commands.extend(command.get_subcommands());
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines().filter(|line| line.starts_with("  ambassador ")) {
+                let words = line.split_whitespace();
+                let words = words.take_while(|word| !matches!(*word, ">" | "&&"));
+                let parsed = Cli::try_parse_from(words);
+                assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+                tried += 1;
+            }
+        }
+        assert!(tried >= 10, "only {tried} examples were found");
+    }
+
+    #[test]
+    fn a_probe_of_any_address_goes_to_the_loopback() {
+        assert_eq!(probe_address("0.0.0.0:9090").unwrap().to_string(), "127.0.0.1:9090");
+        assert_eq!(probe_address("[::]:9090").unwrap().to_string(), "[::1]:9090");
+        assert_eq!(probe_address("10.0.0.1:9090").unwrap().to_string(), "10.0.0.1:9090");
+        assert!(probe_address("off").is_err());
+    }
 }
