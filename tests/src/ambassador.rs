@@ -107,6 +107,11 @@ impl Launch {
         ]))
     }
 
+    /// Where its probes and metrics will be.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Where files go that live as long as the ambassador.
     pub fn directory(&self) -> &Path {
         self.directory.path()

@@ -1,5 +1,6 @@
 //! What connections cost while they do nothing, and that what they cost is given back.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -84,8 +85,7 @@ fn memory_of_a_burst_is_given_back() -> Result<()> {
 fn connections_above_the_cap_are_refused_and_counted() -> Result<()> {
     let here = Place::here();
     let echo = Echo::new(Family::Tcp)?;
-    let route: Address =
-        std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, here.port()?)).into();
+    let route: Address = SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()?)).into();
     let config = format!(
         "version: 1
 routes:
