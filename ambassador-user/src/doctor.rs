@@ -42,7 +42,7 @@ struct Finding {
 
 impl Report {
     /// Looks, by moving real bytes and loading the real programs; leaves nothing behind.
-    pub fn new() -> Self {
+    pub fn make() -> Self {
         let ladder = Ladder::probe();
         let object = datapath::object();
         let obstacle = probe::load().err().map(|obstacle| obstacle.to_string());
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_required_tier_that_does_not_work_is_a_77() {
-        let report = Report::new();
+        let report = Report::make();
         assert_eq!(report.verdict(Some(Tier::Copy)), ExitCode::SUCCESS);
         assert_eq!(report.verdict(Some(Tier::Direct)), ExitCode::from(REQUIRED_TIER_MISSING));
         assert_eq!(report.verdict(None), ExitCode::SUCCESS);

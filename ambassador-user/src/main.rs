@@ -33,7 +33,7 @@ fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
     match command {
         Command::Run(config) => return run(&config, &log),
         Command::Doctor { json, require } => {
-            let report = Report::new();
+            let report = Report::make();
             print(json, &report)?;
             return Ok(report.verdict(require));
         }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use socket2::{Domain, SockAddr, Type};
+use socket2::{Domain, SockAddr, SockAddrStorage, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::info;
@@ -133,8 +133,7 @@ impl Bound {
 impl Listener {
     /// The next connection.
     pub async fn accept(&self) -> io::Result<(Socket, Peer)> {
-        let (socket, address) =
-            self.socket.async_io(Interest::READABLE, |listener| accept(listener)).await?;
+        let (socket, address) = self.socket.async_io(Interest::READABLE, accept).await?;
         let (family, peer) = match (&self.name, address.as_socket()) {
             (Name::Unix(file), _) => (Family::Unix, Peer::Unix(Arc::clone(&file.path))),
             (Name::Tcp(_), Some(address)) => (Family::Tcp, Peer::Tcp(address)),
@@ -177,13 +176,13 @@ impl Drop for SocketFile {
 /// accept4(2), with both flags in the one call.
 fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: the closure gives accept4(2) a storage and its size, and checks the result.
-    let (fd, address) = unsafe {
-        SockAddr::try_init(|storage, size| {
-            let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), size, flags);
-            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
-        })
-    }?;
+    let accept = |storage: *mut SockAddrStorage, size: *mut libc::socklen_t| {
+        // SAFETY: both pointers are `try_init`'s, to a storage and its size.
+        let fd = unsafe { libc::accept4(listener.as_raw_fd(), storage.cast(), size, flags) };
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+    };
+    // SAFETY: accept4(2) writes an address and its length, or fails.
+    let (fd, address) = unsafe { SockAddr::try_init(accept) }?;
     // SAFETY: accept4(2) has just made this descriptor, and nobody else has it.
     Ok((unsafe { socket2::Socket::from_raw_fd(fd) }, address))
 }

@@ -9,8 +9,10 @@ use std::os::fd::RawFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
+
+use tokio::task::coop::unconstrained;
 
 use super::copy::{Copy, SCRATCH};
 use super::socket::{Pulled, Socket};
@@ -18,6 +20,8 @@ use super::splice::{Pipe, PipePool};
 
 /// Bytes a direction moves before other connections get their turn.
 const TURN: usize = 1024 * 1024;
+/// What the smallest pull costs of a turn.
+const LEAST_COST: usize = 8 * 1024;
 /// Full reads in a row after which a direction is busy enough for a pipe.
 const FULL_READS: u8 = 3;
 /// Small pulls in a row after which it no longer is.
@@ -58,7 +62,8 @@ pub async fn relay(
     traffic: &Traffic,
     idle_timeout: Option<Duration>,
 ) -> Result<(), Broken> {
-    let transfer = transfer(client, upstream, pipes, traffic);
+    // The relay limits its turns itself, and must know "not now" of the kernel from one of the runtime.
+    let transfer = unconstrained(transfer(client, upstream, pipes, traffic));
     match idle_timeout {
         None => transfer.await,
         Some(timeout) => tokio::select! {
@@ -75,59 +80,29 @@ async fn transfer(
     pipes: Option<&Arc<PipePool>>,
     traffic: &Traffic,
 ) -> Result<(), Broken> {
-    let mut transfer = pin!(both_directions(client, upstream, pipes, traffic));
-    let mut client_failed = pin!(client.failed());
-    let mut upstream_failed = pin!(upstream.failed());
-    let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+    let mut up = Way::Open(Direction::new(client, upstream, pipes, &traffic.up));
+    let mut down = Way::Open(Direction::new(upstream, client, pipes, &traffic.down));
+    let mut client_failure = pin!(client.failed());
+    let mut upstream_failure = pin!(upstream.failed());
+    let (mut client_failed, mut upstream_failed) = (false, false);
     poll_fn(|cx| {
-        let client_failed = client_failed.as_mut().poll(cx).is_ready();
-        let upstream_failed = upstream_failed.as_mut().poll(cx).is_ready();
-        // What can still be read is read before a reset is acted on.
-        if let Poll::Ready(ended) = transfer.as_mut().poll(cx) {
-            return Poll::Ready(ended);
-        }
-        // A direction that is held back, or has ended, does not read and would not notice.
-        match (client_failed, upstream_failed) {
-            (true, _) => Poll::Ready(Err(Broken::Client(reset()))),
-            (_, true) => Poll::Ready(Err(Broken::Upstream(reset()))),
-            (false, false) => Poll::Pending,
+        // First, as `failed` asks for.
+        client_failed = client_failed || client_failure.as_mut().poll(cx).is_ready();
+        upstream_failed = upstream_failed || upstream_failure.as_mut().poll(cx).is_ready();
+        up.poll(cx, client_failed).map_err(|end| match end {
+            End::Sender(error) => Broken::Client(error),
+            End::Receiver(error) => Broken::Upstream(error),
+        })?;
+        down.poll(cx, upstream_failed).map_err(|end| match end {
+            End::Sender(error) => Broken::Upstream(error),
+            End::Receiver(error) => Broken::Client(error),
+        })?;
+        match (&up, &down) {
+            (Way::Ended, Way::Ended) => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
         }
     })
     .await
-}
-
-async fn both_directions(
-    client: &Socket,
-    upstream: &Socket,
-    pipes: Option<&Arc<PipePool>>,
-    traffic: &Traffic,
-) -> Result<(), Broken> {
-    let mut up = Direction::new(client, upstream, pipes, &traffic.up);
-    let mut down = Direction::new(upstream, client, pipes, &traffic.down);
-    let mut poll_up = |cx: &mut Context<'_>| {
-        up.poll(cx).map_err(|end| match end {
-            End::Sender(error) => Broken::Client(error),
-            End::Receiver(error) => Broken::Upstream(error),
-        })
-    };
-    let mut poll_down = |cx: &mut Context<'_>| {
-        down.poll(cx).map_err(|end| match end {
-            End::Sender(error) => Broken::Upstream(error),
-            End::Receiver(error) => Broken::Client(error),
-        })
-    };
-    let up_ended_first = poll_fn(|cx| match poll_up(cx) {
-        Poll::Ready(ended) => Poll::Ready(ended.map(|()| true)),
-        Poll::Pending => poll_down(cx).map_ok(|()| false),
-    })
-    .await?;
-    if up_ended_first {
-        upstream.finish().map_err(Broken::Upstream)?;
-        poll_fn(poll_down).await
-    } else {
-        client.finish().map_err(Broken::Client)?;
-        poll_fn(poll_up).await
-    }
 }
 
 /// Resolves when no byte has moved for `timeout` (and at most a quarter of it longer).
@@ -139,6 +114,30 @@ async fn idle(traffic: &Traffic, timeout: Duration) {
         let now = traffic.total();
         quiet = if now == seen { quiet + 1 } else { 0 };
         seen = now;
+    }
+}
+
+/// A direction until it has ended.
+enum Way<'a> {
+    Open(Direction<'a>),
+    Ended,
+}
+
+impl Way<'_> {
+    /// Moves what can be moved, and passes an end on.
+    fn poll(&mut self, cx: &mut Context<'_>, sender_failed: bool) -> Result<(), End> {
+        match self {
+            Self::Open(direction) => {
+                if direction.poll(cx, sender_failed)?.is_ready() {
+                    direction.to.finish().map_err(End::Receiver)?;
+                    *self = Self::Ended;
+                }
+                Ok(())
+            }
+            // It said its last byte, nothing is read from it, and now it has given up altogether.
+            Self::Ended if sender_failed => Err(End::Sender(io::ErrorKind::ConnectionReset.into())),
+            Self::Ended => Ok(()),
+        }
     }
 }
 
@@ -188,17 +187,24 @@ impl<'a> Direction<'a> {
         }
     }
 
-    /// Moves bytes until the sender ends, runs dry, the receiver is full, or the turn is over.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    /// Moves bytes until the sender ends (then it is ready), runs dry, the receiver is full, or the
+    /// turn is over.
+    fn poll(&mut self, cx: &mut Context<'_>, sender_failed: bool) -> Result<Poll<()>, End> {
         let mut left = TURN;
         loop {
             while self.carrier.held() > 0 {
-                let pushed = ready!(self.to.poll_give(cx, |to| self.carrier.push(to)));
-                self.count(pushed.map_err(End::Receiver)?);
+                match self.to.poll_give(cx, |to| self.carrier.push(to)) {
+                    Poll::Ready(pushed) => self.count(pushed.map_err(End::Receiver)?),
+                    // Held back, it does not read, and reading is how it would learn of the reset.
+                    Poll::Pending if sender_failed => {
+                        return Err(End::Sender(io::ErrorKind::ConnectionReset.into()));
+                    }
+                    Poll::Pending => return Ok(Poll::Pending),
+                }
             }
             if left == 0 {
                 cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return Ok(Poll::Pending);
             }
             self.choose_carrier();
             let carrier = &mut self.carrier;
@@ -206,15 +212,15 @@ impl<'a> Direction<'a> {
             let Poll::Ready(pulled) = pulled else {
                 // Nothing moves, so nothing is held on to.
                 self.carrier = Carrier::Copy(Copy::default());
-                return Poll::Pending;
+                return Ok(Poll::Pending);
             };
             let pulled = pulled.map_err(End::Sender)?;
             if pulled.taken == 0 {
-                return Poll::Ready(Ok(()));
+                return Ok(Poll::Ready(()));
             }
             self.count(pulled.passed);
             self.busyness.after(pulled.taken);
-            left = left.saturating_sub(pulled.taken);
+            left = left.saturating_sub(pulled.taken.max(LEAST_COST));
         }
     }
 

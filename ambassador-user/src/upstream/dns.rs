@@ -231,9 +231,9 @@ mod tests {
 
     #[test]
     fn families_alternate_and_none_is_lost() {
-        let addresses = ["::1", "::2", "127.0.0.1", "::3"].map(|text| text.parse().unwrap());
-        let expected = ["::1", "127.0.0.1", "::2", "::3"].map(|text| text.parse().unwrap());
-        assert_eq!(alternate_families(addresses.to_vec()), expected);
+        let addresses = |texts: [&str; 4]| texts.map(|text| text.parse().unwrap()).to_vec();
+        let mixed = addresses(["::1", "::2", "127.0.0.1", "::3"]);
+        assert_eq!(alternate_families(mixed), addresses(["::1", "127.0.0.1", "::2", "::3"]));
         assert_eq!(alternate_families(Vec::new()), Vec::<IpAddr>::new());
     }
 }
