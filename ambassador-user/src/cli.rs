@@ -12,6 +12,7 @@ use clap_complete::Shell;
 
 pub use self::config::ConfigArgs;
 use crate::config::{ControlText, HttpText, Problem, Target, Tier, Within};
+use crate::telemetry::LogFilter;
 
 /// Carries a Pod's localhost connections to the real service.
 #[derive(Debug, Parser)]
@@ -45,7 +46,7 @@ pub struct LogArgs {
     /// What is logged: error, warn, info, debug, trace, off, or TARGET=LEVEL,... [default: RUST_LOG,
     /// else info]
     #[arg(long, global = true, value_name = "LEVEL", env = "AMBASSADOR_LOG_LEVEL")]
-    pub log_level: Option<String>,
+    pub log_level: Option<LogFilter>,
 }
 
 /// The form of the log.
@@ -162,7 +163,7 @@ the same user in both):
   ambassador log-level debug")]
     LogLevel {
         /// error, warn, info, debug, trace, off, or TARGET=LEVEL,...
-        level: String,
+        level: LogFilter,
         #[command(flatten)]
         control: ControlArgs,
     },

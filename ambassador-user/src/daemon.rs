@@ -21,7 +21,7 @@ use crate::proxy::connection::Connections;
 use crate::proxy::listener::{self, Bound};
 use crate::proxy::{self, Shared};
 use crate::route::Route;
-use crate::telemetry::LogLevel;
+use crate::telemetry::{LogLevel, Telemetry};
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING};
 use crate::upstream::Upstream;
 use crate::upstream::dns::Names;
@@ -57,7 +57,7 @@ struct Bindings {
 }
 
 /// Runs until told to end. An error is one of the start; afterwards there is only the exit code.
-pub fn run(config: &Config, log_level: LogLevel) -> Result<ExitCode> {
+pub fn run(config: &Config, telemetry: &Telemetry) -> Result<ExitCode> {
     let ladder = Ladder::probe();
     if let Err(shortfall) = ladder.satisfies(config) {
         error!("{shortfall:#}");
@@ -66,6 +66,8 @@ pub fn run(config: &Config, log_level: LogLevel) -> Result<ExitCode> {
     raise_limits(config);
     let bindings = Bindings::new(config)?;
     privileges::drop_all()?;
+    // Threads start here, and take over what their starter may do.
+    telemetry.write_from_a_thread();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut runtime = match threads {
         // One thread needs no work stealing and no locks that anybody contends for.
@@ -73,7 +75,7 @@ pub fn run(config: &Config, log_level: LogLevel) -> Result<ExitCode> {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build().context("start the runtime")?;
-    let code = runtime.block_on(serve(config, bindings, &ladder, log_level));
+    let code = runtime.block_on(serve(config, bindings, &ladder, telemetry.level()));
     // A lookup may be under way; nobody waits for it.
     runtime.shutdown_background();
     code

@@ -28,7 +28,7 @@ pub fn exec(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(run(command));
     // Also when the command could not even be started: nobody needs the ambassador any more.
-    if let Err(error) = remote::ask::<Value>(control, &Request::Drain) {
+    if let Err(error) = remote::ask::<Value>(control, &Request::Drain {}) {
         eprintln!("ambassador: cannot drain: {error:#}");
     }
     let status = ended?;

@@ -52,22 +52,22 @@ fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
         }
         Command::Version => print!("{}", version::text()),
         Command::Status { json, watch, control } => loop {
-            print(json, &ask::<Status>(&control.control, &Request::Status)?)?;
+            print(json, &ask::<Status>(&control.control, &Request::Status {})?)?;
             if !watch {
                 break;
             }
             std::thread::sleep(Duration::from_secs(1));
         },
         Command::Connections { json, control } => {
-            let all: Vec<ConnectionStatus> = ask(&control.control, &Request::Connections)?;
+            let all: Vec<ConnectionStatus> = ask(&control.control, &Request::Connections {})?;
             all.iter().try_for_each(|connection| print(json, connection))?;
         }
         Command::Wait { ready, timeout, probes } => {
             let until = if ready { Until::Ready } else { Until::Started };
             wait(probes.admin_http, until, timeout)?;
         }
-        Command::Drain(control) => order(&control.control, &Request::Drain)?,
-        Command::Shutdown(control) => order(&control.control, &Request::Shutdown)?,
+        Command::Drain(control) => order(&control.control, &Request::Drain {})?,
+        Command::Shutdown(control) => order(&control.control, &Request::Shutdown {})?,
         Command::LogLevel { level, control } => {
             order(&control.control, &Request::LogLevel { level })?;
         }
@@ -78,9 +78,9 @@ fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
 
 fn run(config: &ConfigArgs, log: &LogArgs) -> Result<ExitCode> {
     let (config, warnings) = config.load(&Environment::of_process())?;
-    let telemetry = telemetry::start(log.log_format, log.log_level.as_deref())?;
+    let telemetry = telemetry::start(log.log_format, log.log_level.as_ref())?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    Ok(daemon::run(&config, telemetry.level()).unwrap_or_else(|error| {
+    Ok(daemon::run(&config, &telemetry).unwrap_or_else(|error| {
         tracing::error!("cannot start: {error:#}");
         ExitCode::FAILURE
     }))

@@ -16,7 +16,7 @@ use crate::daemon::{Order, Service};
 use crate::proxy::listener::Listener;
 use crate::proxy::socket::Socket;
 use crate::status::{self, Status};
-use crate::telemetry::LogLevel;
+use crate::telemetry::{LogFilter, LogLevel};
 
 /// A longer or slower request is refused.
 const MOST_REQUEST: u64 = 4096;
@@ -26,11 +26,12 @@ const REQUEST_TIME: Duration = Duration::from_secs(2);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    Status,
-    Connections,
-    Drain,
-    Shutdown,
-    LogLevel { level: String },
+    // With braces: of a variant without, serde would not refuse unknown fields.
+    Status {},
+    Connections {},
+    Drain {},
+    Shutdown {},
+    LogLevel { level: LogFilter },
 }
 
 /// What is answered.
@@ -79,13 +80,15 @@ impl Handler {
 
     fn act(&self, request: Request) -> Result<Value> {
         match request {
-            Request::Status => Ok(serde_json::to_value(Status::of(&self.service))?),
-            Request::Connections => Ok(serde_json::to_value(status::connections(&self.service))?),
-            Request::Drain => self.order(Order::Drain),
-            Request::Shutdown => self.order(Order::Shutdown),
+            Request::Status {} => Ok(serde_json::to_value(Status::of(&self.service))?),
+            Request::Connections {} => {
+                Ok(serde_json::to_value(status::connections(&self.service))?)
+            }
+            Request::Drain {} => self.order(Order::Drain),
+            Request::Shutdown {} => self.order(Order::Shutdown),
             Request::LogLevel { level } => {
+                info!(%level, "log level changes");
                 self.log_level.set(&level)?;
-                info!(level, "log level changed");
                 Ok(Value::Null)
             }
         }
