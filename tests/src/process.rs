@@ -104,6 +104,15 @@ impl Process {
         Ok(Finished { name: std::mem::take(&mut self.name), status, stdout, stderr })
     }
 
+    /// What its open descriptors refer to, such as `socket:[4711]`.
+    pub fn descriptors(&self) -> Result<Vec<String>> {
+        let path = format!("/proc/{}/fd", self.id());
+        let entries = fs::read_dir(&path).with_context(|| format!("list {path}"))?;
+        // One that is closed between being listed and being read is not open any more.
+        let targets = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        Ok(targets.map(|target| target.to_string_lossy().into_owned()).collect())
+    }
+
     /// Resident memory in bytes.
     pub fn rss(&self) -> Result<u64> {
         let path = format!("/proc/{}/status", self.id());

@@ -162,6 +162,22 @@ fn nothing_stays_bound_when_one_address_is_taken() -> Result<()> {
     Ok(())
 }
 
+/// Connections of the last run may linger in the kernel; they must not keep the next one waiting.
+#[test]
+fn a_restart_binds_the_same_port_at_once() -> Result<()> {
+    let (here, echo) = (Place::here(), Echo::new(Family::Tcp)?);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()?)).into();
+    for _ in 0..3 {
+        let route = format!("{address}={}", echo.address());
+        let ambassador = Launch::new(&here)?.route(route).start()?;
+        let client = Address::connect(&address)?;
+        client.ask(b"hello", b"hello")?;
+        ambassador.process.signal(libc::SIGKILL)?;
+        client.hear_close()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn two_hundred_routes_are_ready_at_once() -> Result<()> {
     const ROUTES: usize = 200;

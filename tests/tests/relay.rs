@@ -310,3 +310,27 @@ fn families_may_differ_between_the_two_sides() -> Result<()> {
     }
     Ok(())
 }
+
+/// Interactive traffic must not pay for pipes, and bulk must not pay for copies.
+#[test]
+fn splice_takes_a_pipe_for_bulk_only_and_copy_never() -> Result<()> {
+    for (way, pipes_of_bulk) in [(Way::Copy, false), (Way::Splice, true)] {
+        let wire = Wire::new(way, Family::Tcp)?;
+        let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
+        let pipes = || {
+            let all = ambassador.process.descriptors()?;
+            Ok::<_, anyhow::Error>(all.iter().filter(|it| it.starts_with("pipe:")).count())
+        };
+        let before = pipes()?;
+        single_bytes_are_passed_on_at_once(&wire)?;
+        ensure!(pipes()? == before, "{way} took a pipe for single bytes");
+
+        let (client, server) = wire.pair()?;
+        let taken = client.say_until_held_back(&mut Noise::new(14))?;
+        ensure!((pipes()? > before) == pipes_of_bulk, "{way}: {before} pipes, then {}", pipes()?);
+        drop(client);
+        server.hear_noise(&mut Noise::new(14), taken)?;
+        server.hear_end()?;
+    }
+    Ok(())
+}

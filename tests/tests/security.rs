@@ -110,7 +110,7 @@ fn half_requests_hold_up_nobody() -> Result<()> {
 #[test]
 fn thousands_of_admin_connections_hold_up_nobody() -> Result<()> {
     let (ambassador, pulse) = serving()?;
-    let before = descriptors(&ambassador.process)?;
+    let before = ambassador.process.descriptors()?.len();
     let mut held = Vec::new();
     for number in 0..2000 {
         held.push(caller(&ambassador).with_context(|| format!("admin connection {number}"))?);
@@ -118,7 +118,7 @@ fn thousands_of_admin_connections_hold_up_nobody() -> Result<()> {
     unharmed(&ambassador, &pulse)?;
     drop(held);
     until_true("the admin connections to be closed", || {
-        Ok(descriptors(&ambassador.process)? <= before + 8)
+        Ok(ambassador.process.descriptors()?.len() <= before + 8)
     })?;
     unharmed(&ambassador, &pulse)
 }
@@ -207,7 +207,7 @@ fn the_control_socket_bears_hostility() -> Result<()> {
 #[test]
 fn hostile_clients_leave_nothing_behind() -> Result<()> {
     let (ambassador, pulse) = serving()?;
-    let before = descriptors(&ambassador.process)?;
+    let before = ambassador.process.descriptors()?.len();
     for round in 0..500 {
         let client = pulse.address.connect()?;
         match round % 3 {
@@ -217,7 +217,7 @@ fn hostile_clients_leave_nothing_behind() -> Result<()> {
         }
     }
     until_true("their descriptors to be closed", || {
-        Ok(descriptors(&ambassador.process)? <= before + 8)
+        Ok(ambassador.process.descriptors()?.len() <= before + 8)
     })?;
     unharmed(&ambassador, &pulse)
 }
@@ -309,11 +309,6 @@ fn send(ambassador: &Ambassador, request: &[u8]) -> Result<Vec<u8>> {
         }
         _ => Ok(answer),
     }
-}
-
-fn descriptors(process: &Process) -> Result<usize> {
-    let path = format!("/proc/{}/fd", process.id());
-    Ok(fs::read_dir(&path).with_context(|| format!("list {path}"))?.count())
 }
 
 fn status(process: &Process, key: &str) -> Result<String> {
