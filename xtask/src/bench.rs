@@ -30,7 +30,7 @@ use progress::Progress;
 use report::Report;
 use results::{Results, Sample};
 use scene::Scene;
-use subject::Subject;
+use subject::{Splice, Subject};
 
 /// More than this many CPUs taken by others, and the figures are not to be trusted.
 const DISTURBED: f64 = 0.2;
@@ -86,7 +86,11 @@ fn measure(options: &Options, binary: &Path) -> Result<Report> {
         "{rounds} rounds, each load through one subject after the other; every measurement starts its \
          own proxy and server; clients and proxy share one CPU, the server has another"
     ));
-    notes.push("the ambassador logs warnings, HAProxy and nginx log nothing".into());
+    notes.push(
+        "the ambassador logs warnings, HAProxy and nginx log nothing; HAProxy runs with `splice-auto`, \
+         and once more with splicing forced"
+            .into(),
+    );
 
     let strangers = Strangers::watch(scene.cpus)?;
     let mut results = Results::default();
@@ -134,17 +138,19 @@ fn subjects(binary: &Path, notes: &mut Vec<String>) -> (Vec<Subject>, Programs) 
         |tier: &str| Subject::Ambassador { binary: binary.to_owned(), tier: tier.to_owned() };
     let mut subjects = vec![Subject::NoProxy, ambassador("splice"), ambassador("copy")];
     let mut programs = vec![(binary.to_owned(), "version")];
-    for name in ["haproxy", "nginx"] {
-        let Some(program) = find(name) else {
-            notes.push(format!("skipped: {name}, which is not installed"));
-            continue;
-        };
-        programs.push((program.clone(), "-v"));
-        subjects.push(match name {
-            "haproxy" => Subject::Haproxy(program),
-            _ => Subject::Nginx(program),
-        });
+    let mut peer = |name: &str| {
+        let program = find(name);
+        match &program {
+            Some(program) => programs.push((program.clone(), "-v")),
+            None => notes.push(format!("skipped: {name}, which is not installed")),
+        }
+        program
+    };
+    if let Some(program) = peer("haproxy") {
+        let haproxy = |splice| Subject::Haproxy { program: program.clone(), splice };
+        subjects.extend([haproxy(Splice::Auto), haproxy(Splice::Always)]);
     }
+    subjects.extend(peer("nginx").map(Subject::Nginx));
     (subjects, programs)
 }
 

@@ -13,6 +13,7 @@ pub(crate) struct Machine {
     cpus: usize,
     memory_mib: u64,
     kernel: String,
+    congestion_control: String,
     programs: Vec<String>,
 }
 
@@ -29,6 +30,9 @@ impl Machine {
                 .and_then(|size| size.strip_suffix(" kB")?.parse::<u64>().ok())
                 .map_or(0, |kibibytes| kibibytes / 1024),
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control")?
+                .trim()
+                .to_owned(),
             programs: programs
                 .iter()
                 .map(|(program, flag)| version(program, flag))
@@ -38,8 +42,10 @@ impl Machine {
 
     /// For a reader.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let Self { cpu, cpus, memory_mib, kernel, .. } = self;
-        let machine = format!("{cpus} × {cpu}, {memory_mib} MiB, Linux {kernel}");
+        let Self { cpu, cpus, memory_mib, kernel, congestion_control, .. } = self;
+        let machine = format!(
+            "{cpus} × {cpu}, {memory_mib} MiB, Linux {kernel}, TCP congestion control {congestion_control}"
+        );
         std::iter::once(machine).chain(self.programs.iter().cloned()).collect()
     }
 
@@ -50,6 +56,7 @@ impl Machine {
             "cpus": self.cpus,
             "memory_mib": self.memory_mib,
             "kernel": self.kernel,
+            "congestion_control": self.congestion_control,
             "programs": self.programs,
         })
     }

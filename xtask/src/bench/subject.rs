@@ -23,10 +23,23 @@ pub(crate) enum Subject {
         /// The tier.
         tier: String,
     },
-    /// HAProxy, which moves bulk by splice(2) as well.
-    Haproxy(PathBuf),
+    /// HAProxy, which can move bulk by splice(2) as well.
+    Haproxy {
+        /// The program.
+        program: PathBuf,
+        /// When it does.
+        splice: Splice,
+    },
     /// nginx's stream module.
     Nginx(PathBuf),
+}
+
+/// When HAProxy moves bytes by splice(2).
+pub(crate) enum Splice {
+    /// When it takes a stream for a fast one.
+    Auto,
+    /// Whenever it can.
+    Always,
 }
 
 /// A subject that is running: where clients connect, and the process if there is one.
@@ -45,7 +58,8 @@ impl Subject {
         match self {
             Self::NoProxy => "no proxy".into(),
             Self::Ambassador { tier, .. } => format!("ambassador {tier}"),
-            Self::Haproxy(_) => "HAProxy".into(),
+            Self::Haproxy { splice: Splice::Auto, .. } => "HAProxy".into(),
+            Self::Haproxy { splice: Splice::Always, .. } => "HAProxy splice".into(),
             Self::Nginx(_) => "nginx stream".into(),
         }
     }
@@ -76,9 +90,9 @@ impl Subject {
                 command.args(["--admin-http", "off", "--control", "off", "--log-level", "warn"]);
                 Ok(command)
             }
-            Self::Haproxy(program) => {
+            Self::Haproxy { program, splice } => {
                 let config = home.join("haproxy.cfg");
-                fs::write(&config, haproxy_config(listen, upstream))
+                fs::write(&config, haproxy_config(listen, upstream, splice))
                     .context("write HAProxy's configuration")?;
                 let mut command = Command::new(program);
                 command.args(["-db", "-q", "-f"]).arg(config);
@@ -98,13 +112,17 @@ impl Subject {
 
 /// Threads as HAProxy chooses them; no logging; connections as many as the loads need, because it
 /// wants descriptors for all of them when it starts.
-fn haproxy_config(listen: SocketAddr, upstream: SocketAddr) -> String {
+fn haproxy_config(listen: SocketAddr, upstream: SocketAddr, splice: &Splice) -> String {
+    let options = match splice {
+        Splice::Auto => "option splice-auto",
+        Splice::Always => "option splice-request\n    option splice-response",
+    };
     format!(
         "global
     maxconn 1500
 defaults
     mode tcp
-    option splice-auto
+    {options}
     timeout connect 5s
     timeout client 1h
     timeout server 1h
