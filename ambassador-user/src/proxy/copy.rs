@@ -12,7 +12,7 @@ use std::os::fd::RawFd;
 use super::socket::{Pulled, receive, send};
 
 /// As much as a direction takes in one read.
-pub const SCRATCH: usize = 64 * 1024;
+const SCRATCH: usize = 64 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[MaybeUninit<u8>]>> =

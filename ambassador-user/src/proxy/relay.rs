@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::task::coop::unconstrained;
 
-use super::copy::{Copy, SCRATCH};
+use super::copy::Copy;
 use super::socket::{Pulled, Socket};
 use super::splice::{Pipe, PipePool};
 
@@ -22,12 +22,12 @@ use super::splice::{Pipe, PipePool};
 const TURN: usize = 1024 * 1024;
 /// What the smallest pull costs of a turn.
 const LEAST_COST: usize = 8 * 1024;
-/// Full reads in a row after which a direction is busy enough for a pipe.
-const FULL_READS: u8 = 3;
+/// Below this, copying is cheaper than a pipe's two calls.
+const SMALL: usize = 16 * 1024;
+/// Pulls in a row that are not small, after which a direction is busy enough for a pipe.
+const LARGE_PULLS: u8 = 3;
 /// Small pulls in a row after which it no longer is.
 const SMALL_PULLS: u8 = 16;
-/// What counts as small: below this, copying is cheaper than a pipe's two calls.
-const SMALL: usize = 16 * 1024;
 
 /// Bytes moved so far; written by the relay, read by whoever reports.
 #[derive(Debug, Default)]
@@ -160,7 +160,7 @@ enum Carrier {
 /// Interactive traffic must not pay for pipes, bulk must not pay for copies; so a direction starts
 /// by copying and earns its pipe.
 enum Busyness {
-    Quiet { full_reads: u8 },
+    Quiet { large_pulls: u8 },
     Busy { small_pulls: u8 },
 }
 
@@ -181,7 +181,7 @@ impl<'a> Direction<'a> {
             from,
             to,
             carrier: Carrier::Copy(Copy::default()),
-            busyness: Busyness::Quiet { full_reads: 0 },
+            busyness: Busyness::Quiet { large_pulls: 0 },
             pipes,
             moved,
         }
@@ -270,23 +270,42 @@ impl Carrier {
 
 impl Busyness {
     fn after(&mut self, taken: usize) {
+        let small = taken < SMALL;
         *self = match *self {
-            Self::Quiet { full_reads } if taken == SCRATCH => {
-                if full_reads + 1 == FULL_READS {
-                    Self::Busy { small_pulls: 0 }
-                } else {
-                    Self::Quiet { full_reads: full_reads + 1 }
-                }
+            Self::Quiet { large_pulls } if !small && large_pulls + 1 == LARGE_PULLS => {
+                Self::Busy { small_pulls: 0 }
             }
-            Self::Quiet { .. } => Self::Quiet { full_reads: 0 },
-            Self::Busy { small_pulls } if taken < SMALL => {
-                if small_pulls + 1 == SMALL_PULLS {
-                    Self::Quiet { full_reads: 0 }
-                } else {
-                    Self::Busy { small_pulls: small_pulls + 1 }
-                }
+            Self::Quiet { large_pulls } if !small => Self::Quiet { large_pulls: large_pulls + 1 },
+            Self::Busy { small_pulls } if small && small_pulls + 1 < SMALL_PULLS => {
+                Self::Busy { small_pulls: small_pulls + 1 }
             }
-            Self::Busy { .. } => Self::Busy { small_pulls: 0 },
+            Self::Busy { .. } if !small => Self::Busy { small_pulls: 0 },
+            Self::Quiet { .. } | Self::Busy { .. } => Self::Quiet { large_pulls: 0 },
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(pulls: impl IntoIterator<Item = usize>) -> Busyness {
+        let mut busyness = Busyness::Quiet { large_pulls: 0 };
+        pulls.into_iter().for_each(|taken| busyness.after(taken));
+        busyness
+    }
+
+    #[test]
+    fn bulk_earns_a_pipe_also_in_pieces_smaller_than_a_read() {
+        assert!(matches!(after([48 * 1024; 3]), Busyness::Busy { .. }));
+        assert!(matches!(after([64, 48 * 1024, 48 * 1024]), Busyness::Quiet { .. }));
+    }
+
+    #[test]
+    fn small_traffic_never_earns_one_and_in_the_end_gives_one_up() {
+        assert!(matches!(after([4096; 100]), Busyness::Quiet { .. }));
+        let bulk = [48 * 1024; 3].into_iter();
+        assert!(matches!(after(bulk.clone().chain([64; 15])), Busyness::Busy { .. }));
+        assert!(matches!(after(bulk.chain([64; 16])), Busyness::Quiet { .. }));
     }
 }
