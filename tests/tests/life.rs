@@ -188,7 +188,7 @@ fn the_log_level_can_be_changed() -> Result<()> {
     until_true("one access record", || Ok(ambassador.access_records("route", "life")?.len() == 1))?;
 
     let refused = ambassador.command(&["log-level", "loud"])?;
-    ensure!(refused.code() == Some(1), "{}", refused.status);
+    ensure!(refused.code() == Some(2), "{}", refused.status);
     ensure!(refused.stderr.contains("loud"), "{}", refused.stderr);
     Ok(())
 }
