@@ -22,6 +22,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "nginx-light",
     "libnginx-mod-stream",
     "haproxy",
+    "nftables",
     "curl",
     "socat",
     "iproute2",
