@@ -1,5 +1,6 @@
 //! The ambassador in service: bind everything, drop privileges, serve, drain.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -120,9 +121,13 @@ async fn serve(
     let (trigger, drain) = drain::channel();
     let metrics = Metrics::default();
     let mut names = Names::default();
+    // Routes to one upstream share it, and with it the counts that balancing goes by.
+    let mut upstreams: HashMap<_, Arc<Upstream>> = HashMap::new();
     let routes = config.routes.iter().map(|meant| {
-        let upstream = Upstream::new(&meant.upstream, &mut names);
-        (Route::new(meant, upstream, ladder, &metrics), meant.clone())
+        let upstream = upstreams
+            .entry(Arc::as_ptr(&meant.upstream))
+            .or_insert_with(|| Upstream::new(&meant.upstream, &mut names));
+        (Route::new(meant, Arc::clone(upstream), ladder, &metrics), meant.clone())
     });
     let routes = routes.collect::<Vec<_>>();
     names.watch();

@@ -1,5 +1,6 @@
 //! The command `ambassador`: parse, do, say how it ended.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -92,10 +93,10 @@ fn order(control: &Path, request: &Request) -> Result<()> {
 
 /// For people, or one line of JSON.
 fn print<T: std::fmt::Display + serde::Serialize>(json: bool, facts: &T) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(facts).context("write JSON")?);
+    let text = if json {
+        serde_json::to_string(facts).context("write JSON")?
     } else {
-        println!("{}", facts.to_string().trim_end());
-    }
-    Ok(())
+        facts.to_string().trim_end().to_owned()
+    };
+    writeln!(std::io::stdout(), "{text}").context("print")
 }

@@ -26,6 +26,8 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     /// Keeps "cannot accept" from filling the log.
     pub exhausted: Throttle,
+    /// Keeps "cannot reach the upstream" from it.
+    pub unreachable: Throttle,
     refused: Throttle,
     active: AtomicU32,
     metrics: RouteMetrics,
@@ -50,6 +52,7 @@ impl Route {
             max_connections: meant.max_connections.get(),
             idle_timeout: meant.idle_timeout,
             exhausted: Throttle::default(),
+            unreachable: Throttle::default(),
             refused: Throttle::default(),
             active: AtomicU32::new(0),
             metrics: metrics.route(&meant.name, tier, &reason),

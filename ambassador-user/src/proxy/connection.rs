@@ -163,7 +163,14 @@ async fn carry(mut record: Record, client: Socket, pipes: Option<Arc<PipePool>>)
             lease
         }
         Err(error) => {
-            warn!(route = %route.name, peer = %about.peer, "cannot reach the upstream: {error:#}");
+            if let Some(failed) = route.unreachable.say_now() {
+                warn!(
+                    route = %route.name,
+                    peer = %about.peer,
+                    failed,
+                    "cannot reach the upstream: {error:#}"
+                );
+            }
             record.outcome = Outcome::ConnectFailed;
             return;
         }
