@@ -83,7 +83,7 @@ fn measure(options: &Options, binary: &Path) -> Result<Report> {
     programs.extend(find("redis-server").map(|redis| (redis, "--version")));
     let (rounds, scale) = options.extent();
     notes.push(format!(
-        "{rounds} rounds, each load through one subject after the other; every measurement starts its \
+        "rounds: {rounds}; each load goes through one subject after the other; every measurement starts its \
          own proxy and server; clients and proxy share one CPU, the server has another"
     ));
     notes.push(
