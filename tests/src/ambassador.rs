@@ -17,7 +17,7 @@ use crate::http::{self, Answer};
 use crate::metrics::Metrics;
 use crate::place::Place;
 use crate::process::{self, Finished, Process};
-use crate::wait::{SOON, until};
+use crate::wait::{SOON, until, until_true};
 
 /// The variable naming a binary to test; without it the tests build their own.
 pub const BINARY: &str = "AMBASSADOR_BIN";
@@ -198,17 +198,27 @@ impl Ambassador {
         Process::start(&mut command)?.finish(SOON)
     }
 
+    /// Waits until its admin port answers `path` with this status.
+    pub fn until_answers(&self, path: &str, status: u16) -> Result<()> {
+        until_true(&format!("{path} to answer {status}"), || Ok(self.get(path)?.status == status))
+    }
+
     /// Tells it to end as the kubelet does, and expects it to end well.
-    pub fn end(self) -> Result<Finished> {
+    pub fn end(self) -> Result<()> {
         self.process.signal(libc::SIGTERM)?;
+        self.ends_with(0)
+    }
+
+    /// Expects it to end by itself with this code.
+    pub fn ends_with(self, code: i32) -> Result<()> {
         let finished = self.process.finish(SOON)?;
         ensure!(
-            finished.code() == Some(0),
-            "the ambassador ended with {}: {}",
+            finished.code() == Some(code),
+            "the ambassador ended with {} and not {code}: {}",
             finished.status,
             finished.stderr
         );
-        Ok(finished)
+        Ok(())
     }
 }
 

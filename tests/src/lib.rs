@@ -4,14 +4,15 @@
 //! # Layout
 //! - Waiting and doubt: [`wait`], [`skip`], [`noise`].
 //! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`].
-//! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], and the [`way`]
-//!   a test's connections take.
+//! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], the [`way`]
+//!   a test's connections take, and the simplest case of it, a [`front`].
 //! - The other ends: [`peer`]s at an [`address`], an [`echo`], and real [`server`]s.
 
 pub mod address;
 pub mod ambassador;
 pub mod cgroup;
 pub mod echo;
+pub mod front;
 pub mod http;
 pub mod metrics;
 pub mod noise;

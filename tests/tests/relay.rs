@@ -37,6 +37,7 @@ on_every_way! { tcp: Tcp;
     reset_reaches_a_client_that_does_not_read,
     reset_by_a_server_stops_a_client_that_writes,
     data_after_close_resets_the_client,
+    reset_leaves_nothing_for_the_next_connection,
 }
 
 on_every_way! { unix: Unix;
@@ -285,6 +286,18 @@ fn data_after_close_resets_the_client(wire: &Wire) -> Result<()> {
     client.hear_end()?;
     client.say(b"is anybody there?")?;
     client.notice_failure().map(drop)
+}
+
+/// Buffers and pipes are used again: what a broken connection left in them must not come out.
+fn reset_leaves_nothing_for_the_next_connection(wire: &Wire) -> Result<()> {
+    for seed in 15..18 {
+        let (client, server) = wire.pair()?;
+        client.say_until_held_back(&mut Noise::new(seed))?;
+        client.reset()?;
+        server.notice_failure()?;
+    }
+    let (client, server) = wire.pair()?;
+    arrives_intact(&client, &server, 18, 4 * MIB)
 }
 
 #[test]

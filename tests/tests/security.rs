@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use ambassador_tests::address::{Address, Family};
 use ambassador_tests::ambassador::{Ambassador, Launch};
 use ambassador_tests::echo::Echo;
+use ambassador_tests::front::Front;
 use ambassador_tests::http;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::place::Place;
@@ -42,7 +43,7 @@ fn any_user_without_a_capability_will_do() -> Result<()> {
     Address::from(loopback).connect()?.ask(b"hello", b"hello")?;
     socket.connect()?.ask(b"hello", b"hello")?;
     ensure!(status(&ambassador.process, "Uid:")?.contains("65532"), "it runs as somebody else");
-    ambassador.end().map(drop)
+    ambassador.end()
 }
 
 #[test]
@@ -63,7 +64,7 @@ fn a_root_that_can_only_be_read_will_do() -> Result<()> {
         .under(&["unshare", "--mount", "--", "sh", "-c", script, directory])
         .start()?;
     socket.connect()?.ask(b"hello", b"hello")?;
-    ambassador.end().map(drop)
+    ambassador.end()
 }
 
 /// Root gives up what it does not need, in every thread.
@@ -72,7 +73,7 @@ fn capabilities_that_are_not_needed_are_dropped() -> Result<()> {
     if !is_root() {
         skip!("only root has capabilities to drop");
     }
-    let (ambassador, _pulse) = serving()?;
+    let ambassador = Front::start(&[])?.ambassador;
     ensure!(status(&ambassador.process, "CapBnd:")?.trim() == "0000000000000000");
     let tasks = format!("/proc/{}/task", ambassador.process.id());
     for task in fs::read_dir(&tasks).with_context(|| format!("list {tasks}"))? {
@@ -93,90 +94,88 @@ fn capabilities_that_are_not_needed_are_dropped() -> Result<()> {
 
 #[test]
 fn half_requests_hold_up_nobody() -> Result<()> {
-    let (ambassador, pulse) = serving()?;
+    let pulse = Pulse::start()?;
     let mut half = Vec::new();
     for length in 0..500 {
         let request = b"GET /metrics HTTP/1.1\r\nHost: ambassador\r\n";
-        let mut stream = caller(&ambassador)?;
+        let mut stream = caller(&pulse)?;
         // The server may have had enough of us: that is its right.
         let _ = stream.write_all(&request[..length % request.len()]);
         half.push(stream);
     }
-    unharmed(&ambassador, &pulse)?;
+    pulse.unharmed()?;
     drop(half);
-    unharmed(&ambassador, &pulse)
+    pulse.unharmed()
 }
 
 #[test]
 fn thousands_of_admin_connections_hold_up_nobody() -> Result<()> {
-    let (ambassador, pulse) = serving()?;
-    let before = ambassador.process.descriptors()?.len();
+    let pulse = Pulse::start()?;
+    let before = pulse.descriptors()?;
     let mut held = Vec::new();
     for number in 0..2000 {
-        held.push(caller(&ambassador).with_context(|| format!("admin connection {number}"))?);
+        held.push(caller(&pulse).with_context(|| format!("admin connection {number}"))?);
     }
-    unharmed(&ambassador, &pulse)?;
+    pulse.unharmed()?;
     drop(held);
-    until_true("the admin connections to be closed", || {
-        Ok(ambassador.process.descriptors()?.len() <= before + 8)
-    })?;
-    unharmed(&ambassador, &pulse)
+    until_true("the admin connections to be closed", || Ok(pulse.descriptors()? <= before + 8))?;
+    pulse.unharmed()
 }
 
 #[test]
 fn huge_requests_are_refused() -> Result<()> {
-    let (ambassador, pulse) = serving()?;
+    let pulse = Pulse::start()?;
     let endless_target = [b"GET /".to_vec(), vec![b'a'; 4 << 20]].concat();
     let endless_header = [b"GET / HTTP/1.1\r\nX: ".to_vec(), vec![b'a'; 4 << 20]].concat();
     let many_headers =
         [b"GET / HTTP/1.1\r\n".to_vec(), b"A: b\r\n".repeat(200_000), b"\r\n".to_vec()].concat();
     for request in [endless_target, endless_header, many_headers] {
-        let answer = send(&ambassador, &request)?;
+        let answer = send(&pulse, &request)?;
         let refused = answer.is_empty() || answer.starts_with(b"HTTP/1.1 4");
         ensure!(refused, "answered: {:.200}", String::from_utf8_lossy(&answer));
-        unharmed(&ambassador, &pulse)?;
+        pulse.unharmed()?;
     }
     Ok(())
 }
 
 #[test]
 fn garbage_is_refused() -> Result<()> {
-    let (ambassador, pulse) = serving()?;
+    let pulse = Pulse::start()?;
     let mut noise = Noise::new(1);
     let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
     let smuggling = b"GET / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nx";
     let cases =
         [noise.bytes(70_000), vec![0; 70_000], tls, b"\r\n".repeat(10_000), smuggling.to_vec()];
     for request in cases {
-        let answer = send(&ambassador, &request)?;
+        let answer = send(&pulse, &request)?;
         ensure!(!answer.starts_with(b"HTTP/1.1 2"), "{:?} was welcome", request.first());
-        unharmed(&ambassador, &pulse)?;
+        pulse.unharmed()?;
     }
     Ok(())
 }
 
 #[test]
 fn admin_http_changes_nothing() -> Result<()> {
-    let (ambassador, pulse) = serving()?;
+    let pulse = Pulse::start()?;
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT"] {
         for path in ["/readyz", "/metrics", "/drain", "/shutdown"] {
-            let answer = http::send(&Place::here(), ambassador.admin, method, path)?;
+            let answer = http::send(&Place::here(), pulse.ambassador().admin, method, path)?;
             ensure!((400..500).contains(&answer.status), "{method} {path}: {}", answer.status);
         }
     }
-    let refusal = http::send(&Place::here(), ambassador.admin, "POST", "/readyz")?;
+    let refusal = http::send(&Place::here(), pulse.ambassador().admin, "POST", "/readyz")?;
     ensure!(refusal.status == 405, "POST answers {}", refusal.status);
     ensure!(refusal.head.to_lowercase().contains("\r\nallow: get"), "{}", refusal.head);
     for path in ["/drain", "/shutdown", "/", "/../etc/passwd", "/metrics/../../x"] {
-        ensure!(ambassador.get(path)?.status == 404, "GET {path}");
+        ensure!(pulse.ambassador().get(path)?.status == 404, "GET {path}");
     }
-    unharmed(&ambassador, &pulse)
+    pulse.unharmed()
 }
 
 #[test]
 fn the_control_socket_bears_hostility() -> Result<()> {
-    let (ambassador, pulse) = serving()?;
-    let control = ambassador.control();
+    let pulse = Pulse::start()?;
+    let control = pulse.ambassador().control();
     let connect = || UnixStream::connect(&control).context("connect to the control socket");
     let cases = [
         Noise::new(2).bytes(100_000),
@@ -199,41 +198,39 @@ fn the_control_socket_bears_hostility() -> Result<()> {
         ensure!(answer.is_empty() || answer.contains("refused"), "answered {answer:.200}");
     }
     let held = (0..300).map(|_| connect()).collect::<Result<Vec<_>>>()?;
-    ambassador.command(&["status"])?.success()?;
+    pulse.ambassador().command(&["status"])?.success()?;
     drop(held);
-    unharmed(&ambassador, &pulse)
+    pulse.unharmed()
 }
 
 #[test]
 fn hostile_clients_leave_nothing_behind() -> Result<()> {
-    let (ambassador, pulse) = serving()?;
-    let before = ambassador.process.descriptors()?.len();
+    let pulse = Pulse::start()?;
+    let before = pulse.descriptors()?;
     for round in 0..500 {
-        let client = pulse.address.connect()?;
+        let client = pulse.front.address.connect()?;
         match round % 3 {
             0 => client.reset()?,
             1 => client.say(b"never heard").and_then(|()| client.reset())?,
             _ => client.finish()?,
         }
     }
-    until_true("their descriptors to be closed", || {
-        Ok(ambassador.process.descriptors()?.len() <= before + 8)
-    })?;
-    unharmed(&ambassador, &pulse)
+    until_true("their descriptors to be closed", || Ok(pulse.descriptors()? <= before + 8))?;
+    pulse.unharmed()
 }
 
-/// A connection through the ambassador that never stops asking and being answered.
+/// A connection through an ambassador that never stops asking and being answered.
 struct Pulse {
-    address: Address,
+    front: Front,
     beats: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
-    _echo: Echo,
 }
 
 impl Pulse {
-    fn new(address: Address, echo: Echo) -> Result<Self> {
-        let client = address.connect()?;
+    fn start() -> Result<Self> {
+        let front = Front::start(&[])?;
+        let client = front.connect()?;
         let beats = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = spawn({
@@ -246,7 +243,31 @@ impl Pulse {
                 Ok(())
             }
         });
-        Ok(Self { address, beats, stop, thread: Some(thread), _echo: echo })
+        let pulse = Self { front, beats, stop, thread: Some(thread) };
+        pulse.goes_on()?;
+        Ok(pulse)
+    }
+
+    fn ambassador(&self) -> &Ambassador {
+        &self.front.ambassador
+    }
+
+    /// The ambassador runs, is ready, answers, carries, and has not grown.
+    fn unharmed(&self) -> Result<()> {
+        self.goes_on()?;
+        let ambassador = self.ambassador();
+        let ready = ambassador.get("/readyz")?;
+        ensure!(ready.status == 200, "/readyz answers {}", ready.status);
+        self.front.connect()?;
+        let panicked = ambassador.process.stderr().contains("panicked");
+        ensure!(!panicked, "it panicked: {}", ambassador.process.stderr());
+        let rss = ambassador.process.rss()?;
+        ensure!(rss < 64 << 20, "it has grown to {} KiB", rss >> 10);
+        Ok(())
+    }
+
+    fn descriptors(&self) -> Result<usize> {
+        Ok(self.ambassador().process.descriptors()?.len())
     }
 
     /// Waits for a hundred more answers.
@@ -268,38 +289,17 @@ impl Drop for Pulse {
     }
 }
 
-fn serving() -> Result<(Ambassador, Pulse)> {
-    let (here, echo) = (Place::here(), Echo::new(Family::Tcp)?);
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()?));
-    let ambassador = Launch::new(&here)?.route(format!("{listen}={}", echo.address())).start()?;
-    let pulse = Pulse::new(listen.into(), echo)?;
-    pulse.goes_on()?;
-    Ok((ambassador, pulse))
-}
-
-/// It runs, is ready, answers, carries, and has not grown.
-fn unharmed(ambassador: &Ambassador, pulse: &Pulse) -> Result<()> {
-    pulse.goes_on()?;
-    let ready = ambassador.get("/readyz")?;
-    ensure!(ready.status == 200, "/readyz answers {}", ready.status);
-    pulse.address.connect()?.ask(b"hello", b"hello")?;
-    let panicked = ambassador.process.stderr().contains("panicked");
-    ensure!(!panicked, "it panicked: {}", ambassador.process.stderr());
-    let rss = ambassador.process.rss()?;
-    ensure!(rss < 64 << 20, "it has grown to {} KiB", rss >> 10);
-    Ok(())
-}
-
-fn caller(ambassador: &Ambassador) -> Result<TcpStream> {
-    let stream = TcpStream::connect(ambassador.admin).context("connect to the admin port")?;
+fn caller(pulse: &Pulse) -> Result<TcpStream> {
+    let stream =
+        TcpStream::connect(pulse.ambassador().admin).context("connect to the admin port")?;
     stream.set_read_timeout(Some(SOON)).context("bound the time of reading")?;
     stream.set_write_timeout(Some(SOON)).context("bound the time of writing")?;
     Ok(stream)
 }
 
 /// Sends what may be refused at any point, and returns what came back before the close.
-fn send(ambassador: &Ambassador, request: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = caller(ambassador)?;
+fn send(pulse: &Pulse, request: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = caller(pulse)?;
     let _ = stream.write_all(request);
     let _ = stream.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
