@@ -89,11 +89,13 @@ async fn transfer(
         // First, as `failed` asks for.
         client_failed = client_failed || client_failure.as_mut().poll(cx).is_ready();
         upstream_failed = upstream_failed || upstream_failure.as_mut().poll(cx).is_ready();
-        up.poll(cx, client_failed).map_err(|end| match end {
+        let last = matches!(down, Way::Ended);
+        up.poll(cx, client_failed, last).map_err(|end| match end {
             End::Sender(error) => Broken::Client(error),
             End::Receiver(error) => Broken::Upstream(error),
         })?;
-        down.poll(cx, upstream_failed).map_err(|end| match end {
+        let last = matches!(up, Way::Ended);
+        down.poll(cx, upstream_failed, last).map_err(|end| match end {
             End::Sender(error) => Broken::Upstream(error),
             End::Receiver(error) => Broken::Client(error),
         })?;
@@ -124,12 +126,15 @@ enum Way<'a> {
 }
 
 impl Way<'_> {
-    /// Moves what can be moved, and passes an end on.
-    fn poll(&mut self, cx: &mut Context<'_>, sender_failed: bool) -> Result<(), End> {
+    /// Moves what can be moved, and passes an end on. That of the `last` direction is passed on by
+    /// closing the sockets, which the caller does at once.
+    fn poll(&mut self, cx: &mut Context<'_>, sender_failed: bool, last: bool) -> Result<(), End> {
         match self {
             Self::Open(direction) => {
                 if direction.poll(cx, sender_failed)?.is_ready() {
-                    direction.to.finish().map_err(End::Receiver)?;
+                    if !last {
+                        direction.to.finish().map_err(End::Receiver)?;
+                    }
                     *self = Self::Ended;
                 }
                 Ok(())
