@@ -129,10 +129,10 @@ fn a_name_may_come_into_being_after_the_start() -> Result<()> {
     let pod = pod!("dnsmasq");
     let dns = Dnsmasq::start(&pod.upstream, &[])?;
     let echo = Echo::on(listen(&pod, pod.upstream.ipv4.into())?, "e");
-    let (_ambassador, route) = named(&pod, echo.address().port()?)?;
+    let (ambassador, route) = named(&pod, echo.address().port()?)?;
     pod.inside.enter(|| route.connect())?.hear_close()?;
     dns.answer(&[(NAME, pod.upstream.ipv4.into())])?;
-    until_reaches(&pod, &route, "e")
+    until_reaches(&ambassador, &pod, &route, "e")
 }
 
 #[test]
@@ -140,12 +140,12 @@ fn a_name_is_followed_to_its_new_address() -> Result<()> {
     let pod = pod!("dnsmasq");
     let (old, new) = two_addresses(&pod)?;
     let dns = Dnsmasq::start(&pod.upstream, &[(NAME, old.address().tcp()?.ip())])?;
-    let (_ambassador, route) = named(&pod, old.address().port()?)?;
-    until_reaches(&pod, &route, "o")?;
+    let (ambassador, route) = named(&pod, old.address().port()?)?;
+    until_reaches(&ambassador, &pod, &route, "o")?;
     let held = pod.inside.enter(|| route.connect())?;
     ensure!(held.hear(1)? == b"o");
     dns.answer(&[(NAME, new.address().tcp()?.ip())])?;
-    until_reaches(&pod, &route, "n")?;
+    until_reaches(&ambassador, &pod, &route, "n")?;
     // What is established stays where it is.
     held.ask(b"still there?", b"still there?")
 }
@@ -156,7 +156,7 @@ fn a_name_stays_known_when_its_server_dies() -> Result<()> {
     let dns = Dnsmasq::start(&pod.upstream, &[(NAME, pod.upstream.ipv4.into())])?;
     let echo = Echo::on(listen(&pod, pod.upstream.ipv4.into())?, "e");
     let (ambassador, route) = named(&pod, echo.address().port()?)?;
-    until_reaches(&pod, &route, "e")?;
+    until_reaches(&ambassador, &pod, &route, "e")?;
     drop(dns);
     until("the ambassador's notice of the death", Duration::from_secs(45), || {
         let warned = ambassador.log()?.into_iter().any(|line| {
@@ -177,8 +177,8 @@ fn a_broken_family_is_passed_over_quickly() -> Result<()> {
     let _dns = Dnsmasq::start(&pod.upstream, &both)?;
     let port = echo.address().port()?;
     blackhole(&pod, &format!("ip6 daddr {} tcp dport {port}", pod.upstream.ipv6))?;
-    let (_ambassador, route) = named(&pod, port)?;
-    until_reaches(&pod, &route, "e")?;
+    let (ambassador, route) = named(&pod, port)?;
+    until_reaches(&ambassador, &pod, &route, "e")?;
     // Whichever family has its turn: none costs a whole connect timeout of two seconds.
     for _ in 0..4 {
         let started = Instant::now();
@@ -197,9 +197,9 @@ fn all_addresses_of_a_name_are_used() -> Result<()> {
     let both = [&old, &new].map(|echo| echo.address().tcp().map(|address| (NAME, address.ip())));
     let both = both.into_iter().collect::<Result<Vec<_>>>()?;
     let _dns = Dnsmasq::start(&pod.upstream, &both)?;
-    let (_ambassador, route) = named(&pod, old.address().port()?)?;
-    until_reaches(&pod, &route, "o")?;
-    until_reaches(&pod, &route, "n")
+    let (ambassador, route) = named(&pod, old.address().port()?)?;
+    until_reaches(&ambassador, &pod, &route, "o")?;
+    until_reaches(&ambassador, &pod, &route, "n")
 }
 
 const NAME: &str = "service.test";
@@ -281,10 +281,10 @@ fn blackhole(pod: &Pod, matching: &str) -> Result<()> {
     run(pod.upstream.command("nft").arg(rules), SOON).map(drop)
 }
 
-fn until_reaches(pod: &Pod, route: &Address, greeting: &str) -> Result<()> {
-    until_true(&format!("a connection to {greeting:?}"), || {
+fn until_reaches(ambassador: &Ambassador, pod: &Pod, route: &Address, name: &str) -> Result<()> {
+    until_true(&format!("a connection to {name:?}"), || {
         let greeted = pod.inside.enter(|| greeted(route, 1));
-        Ok(greeted.is_ok_and(|(heard, _)| heard == greeting))
+        Ok(greeted.is_ok_and(|(heard, _)| heard == name))
     })
-    .context("follow a name")
+    .with_context(|| format!("follow a name; the log was: {}", ambassador.process.stderr()))
 }

@@ -27,7 +27,8 @@ impl Dnsmasq {
                 .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv"])
                 .args(["--no-hosts", "--local-ttl=1", "--user=root", "--log-facility=-"])
                 .arg(format!("--addn-hosts={}", directory.path().join("hosts").display()))
-                .arg("--local=/#/"),
+                // A shared file of that kind makes two servers that start at once fight over it.
+                .args(["--local=/#/", "--pid-file="]),
         )?;
         // It serves TCP too, from the moment it serves.
         accepting(place, &mut process, &SocketAddr::from((place.ipv4, 53)).into())?;
