@@ -90,7 +90,7 @@ impl ConfigArgs {
             let Said { value, place } = Said::parse(text, Place::named("--route"))?;
             routes.push(Draft::from_text(&value, place));
         }
-        Ok(Layer { settings, routes, warnings: Vec::new() })
+        Ok(Layer { settings, routes, ..Layer::default() })
     }
 }
 

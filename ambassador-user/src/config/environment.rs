@@ -85,6 +85,7 @@ impl Environment {
             },
             routes: self.numbered_routes()?,
             warnings: self.likely_slips().collect(),
+            ..Layer::default()
         };
         layer.routes.extend(self.redis_servers()?);
         layer.routes.extend(self.upstream_redis_hosts()?);

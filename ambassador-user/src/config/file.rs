@@ -176,7 +176,11 @@ impl FileText {
     pub(crate) fn layer(self, file: &Arc<Path>) -> Result<Layer, ConfigError> {
         let Version = self.version;
         let top = |key: &str| Place::in_file(file, key);
-        let mut layer = Layer { settings: self.settings(file), ..Layer::default() };
+        let mut layer = Layer {
+            settings: self.settings(file),
+            routes_at: Some(Place::in_file(file, "routes")),
+            ..Layer::default()
+        };
 
         let mut upstreams = BTreeMap::new();
         for (Text(name), entry) in self.upstreams {

@@ -20,6 +20,8 @@ pub(crate) type DrainTime = Within<0, 3_600_000>;
 pub(crate) struct Layer {
     pub(crate) settings: Settings,
     pub(crate) routes: Vec<Draft>,
+    /// Where a file lists its routes, also when it lists none.
+    pub(crate) routes_at: Option<Place>,
     pub(crate) warnings: Vec<Warning>,
 }
 

@@ -27,7 +27,9 @@ pub(crate) fn resolve(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
     let mut settings = Settings::default();
     let mut drafts: Vec<Draft> = Vec::new();
     let mut warnings = Vec::new();
+    let mut routes_at = Place::named("routes");
     for layer in layers {
+        routes_at = layer.routes_at.unwrap_or(routes_at);
         settings = settings.or(layer.settings);
         warnings.extend(layer.warnings);
         add_routes(&mut drafts, layer.routes)?;
@@ -37,7 +39,7 @@ pub(crate) fn resolve(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
             "there are none, so there is nothing to do",
             "add one, such as --route 5432=orders-db.prod.svc:5432",
         )
-        .at(&Place::named("routes")));
+        .at(&routes_at));
     }
 
     let mut origins = settings.origins();
