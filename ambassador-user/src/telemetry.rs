@@ -5,7 +5,7 @@
 //! connection.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
@@ -79,7 +79,9 @@ impl Telemetry {
     pub fn write_from_a_thread(&self) {
         self.thread.get_or_init(|| {
             let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUE);
-            let (queue, thread) = builder.thread_name("log").finish(io::stderr());
+            let (mut queue, thread) = builder.thread_name("log").finish(Apart::default());
+            // Nothing to write, but the thread sees it and goes apart.
+            let _ = queue.write(&[]);
             self.queue.get_or_init(|| queue);
             thread
         });
@@ -154,6 +156,38 @@ impl MakeWriter<'_> for Stderr {
             Some(queue) => EitherWriter::A(queue.clone()),
             None => EitherWriter::B(io::stderr()),
         }
+    }
+}
+
+/// Stderr for a thread with a descriptor table of its own.
+///
+/// While a table has one user, system calls need no reference on the descriptors they are given
+/// (fs/file.c, `__fget_light`); so a log thread that shared it would tax every read and write of a
+/// runtime that has but one thread.
+#[derive(Default)]
+struct Apart {
+    done: bool,
+}
+
+impl Apart {
+    fn go(&mut self) {
+        if !std::mem::replace(&mut self.done, true) {
+            // Kernels before 5.9 do not know it; then the table stays shared.
+            // SAFETY: this thread uses stderr alone, and closes the rest in its own copy only.
+            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
+        }
+    }
+}
+
+impl Write for Apart {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.go();
+        io::stderr().write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.go();
+        io::stderr().flush()
     }
 }
 
