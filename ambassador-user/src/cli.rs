@@ -7,12 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::config::ConfigArgs;
 use crate::config::{ControlText, HttpText, Problem, Target, Tier, Within};
-use crate::telemetry::LogFilter;
+use crate::telemetry::{LogFilter, LogFormat};
 
 /// Carries a Pod's localhost connections to the real service.
 #[derive(Debug, Parser)]
@@ -47,15 +47,6 @@ pub struct LogArgs {
     /// else info]
     #[arg(long, global = true, value_name = "LEVEL", env = "AMBASSADOR_LOG_LEVEL")]
     pub log_level: Option<LogFilter>,
-}
-
-/// The form of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// What the ambassador is asked to do.

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{control, http};
 use crate::config::{self, Config, Control, Listen};
-use crate::drain::{self, Drain, Phase, Trigger};
+use crate::drain::{self, Phase, Trigger};
 use crate::metrics::Metrics;
 use crate::privileges;
 use crate::process;
@@ -22,6 +22,7 @@ use crate::proxy::connection::Connections;
 use crate::proxy::listener::{self, Bound};
 use crate::proxy::{self, Shared};
 use crate::route::Route;
+use crate::service::{Order, Service};
 use crate::telemetry::{LogLevel, Telemetry};
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING};
 use crate::upstream::Upstream;
@@ -31,24 +32,6 @@ use crate::upstream::dns::Names;
 const CONTROL_MODE: u32 = 0o600;
 /// How long cut connections may take to be gone; they wait for nobody.
 const CUT: Duration = Duration::from_secs(1);
-
-/// What the rest of the process sees of the running ambassador.
-#[derive(Debug)]
-pub struct Service {
-    /// Each route as it runs and as it was meant.
-    pub routes: Vec<(Arc<Route>, config::Route)>,
-    pub connections: Arc<Connections>,
-    pub metrics: Metrics,
-    pub drain: Drain,
-    pub started: Instant,
-}
-
-/// What people ask of it over the control socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    Drain,
-    Shutdown,
-}
 
 /// Everything bound and nothing running: clients can connect, and wait.
 struct Bindings {
@@ -251,13 +234,6 @@ impl Stops {
     /// Resolves when a drain under way is to be cut short. To ask for a drain again is not that.
     async fn impatient(&mut self) {
         while self.next().await == Stop::Order(Order::Drain) {}
-    }
-}
-
-impl Service {
-    /// Bound, configured, and not about to end.
-    pub fn ready(&self) -> bool {
-        self.drain.phase() == Phase::Serving
     }
 }
 

@@ -24,6 +24,7 @@ pub mod daemon;
 pub mod admin;
 pub mod metrics;
 pub mod process;
+pub mod service;
 pub mod status;
 pub mod telemetry;
 

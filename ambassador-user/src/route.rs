@@ -9,7 +9,6 @@ use tracing::warn;
 use crate::config;
 use crate::config::Tier;
 use crate::metrics::{Metrics, RouteMetrics};
-use crate::proxy::connection::Outcome;
 use crate::throttle::Throttle;
 use crate::tier::Ladder;
 use crate::upstream::Upstream;
@@ -95,8 +94,8 @@ impl Route {
         self.metrics.connect_seconds.observe(took.as_secs_f64());
     }
 
-    pub fn count_end(&self, endpoint: &str, outcome: Outcome) {
-        self.metrics.ended(endpoint, outcome.name());
+    pub fn count_end(&self, endpoint: &str, outcome: &str) {
+        self.metrics.ended(endpoint, outcome);
     }
 
     /// Bytes so far, up and down.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::Service;
 use crate::drain::Phase;
 use crate::privileges;
+use crate::service::Service;
 
 /// The whole of it.
 #[derive(Debug, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
@@ -21,10 +22,17 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::cli::LogFormat;
-
 /// Lines that may wait for the writer.
 const QUEUE: usize = 8192;
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// What is logged: `LEVEL`, or `TARGET=LEVEL,...` as in RUST_LOG.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use crate::daemon::{Order, Service};
 use crate::proxy::listener::Listener;
 use crate::proxy::socket::Socket;
+use crate::service::{Order, Service};
 use crate::status::{self, Status};
 use crate::telemetry::{LogFilter, LogLevel};
 

@@ -13,9 +13,9 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tracing::debug;
 
-use crate::daemon::Service;
 use crate::drain::Phase;
 use crate::proxy::listener::Listener;
+use crate::service::Service;
 
 /// A request head larger than this is refused, and one slower than this is cut off.
 const MOST_HEAD: usize = 16 * 1024;

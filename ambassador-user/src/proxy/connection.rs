@@ -237,14 +237,14 @@ impl Drop for Record {
         about.settle();
         let route = about.route();
         let endpoint = about.endpoint.get().map_or("", |label| label);
-        route.count_end(endpoint, self.outcome);
+        route.count_end(endpoint, self.outcome.name());
         info!(
             target: "access",
             route = %route.name,
             peer = %about.peer,
             endpoint,
             tier = %route.tier,
-            outcome = %self.outcome,
+            outcome = self.outcome.name(),
             bytes_up = about.traffic.up.load(Ordering::Relaxed),
             bytes_down = about.traffic.down.load(Ordering::Relaxed),
             duration_ms = about.age().as_secs_f64() * 1e3,
@@ -277,11 +277,5 @@ impl Outcome {
             Self::IdleTimeout => "idle_timeout",
             Self::Cut => "cut",
         }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
