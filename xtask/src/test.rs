@@ -62,7 +62,15 @@ fn fuzz(totals: &mut Totals) -> Result<()> {
         step(&format!("fuzz {target} for {FUZZ_SECONDS} s"));
         let limit = format!("-max_total_time={FUZZ_SECONDS}");
         // What is fuzzed is safe Rust: a panic is what can go wrong, and no sanitizer is needed to see it.
-        match command::run(&mut cargo_fuzz(&["run", "--sanitizer", "none", target, "--", &limit])) {
+        match command::run(&mut cargo_fuzz(&[
+            "run",
+            "--sanitizer",
+            "none",
+            target,
+            "--",
+            &limit,
+            "-verbosity=0",
+        ])) {
             Ok(()) => totals.passed += 1,
             Err(error) => {
                 eprintln!("xtask: {error:#}");
