@@ -10,6 +10,7 @@
 //! kernel tiers and the only module that knows aya.
 
 pub mod cli;
+pub mod commands;
 
 pub mod check;
 pub mod doctor;

@@ -1,0 +1,97 @@
+//! Does what the command line asks for.
+
+use std::fmt::Display;
+use std::io::{Write, stdout};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::admin::control::Request;
+use crate::cli::{Cli, Command, ConfigArgs, LogArgs, Probe};
+use crate::config::Environment;
+use crate::doctor::Report;
+use crate::remote::ask;
+use crate::status::{ConnectionStatus, Status};
+use crate::wait::{Until, wait};
+use crate::{check, daemon, exec, probe, telemetry, version};
+
+/// Between two prints of `status --watch`.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Performs one command; an error is one line for people.
+pub fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
+    match command {
+        Command::Run(config) => return run(&config, &log),
+        Command::Doctor { json, require } => {
+            let report = Report::make();
+            print(json, &report)?;
+            return Ok(report.verdict(require));
+        }
+        Command::Exec { probes, control, timeout, command } => {
+            return exec::exec(&command, probes.admin_http, &control.control, timeout);
+        }
+        Command::Check { file, config } => check::check(file, config)?,
+        Command::Schema => check::schema()?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ambassador", &mut script);
+            stdout().write_all(&script).context("print")?;
+        }
+        Command::Version => say(&version::text())?,
+        Command::Status { json, watch, control } => loop {
+            print(json, &ask::<Status>(&control.control, &Request::Status {})?)?;
+            if !watch {
+                break;
+            }
+            std::thread::sleep(WATCH);
+        },
+        Command::Connections { json, control } => {
+            let all: Vec<ConnectionStatus> = ask(&control.control, &Request::Connections {})?;
+            all.iter().try_for_each(|connection| print(json, connection))?;
+        }
+        Command::Wait { ready, timeout, probes } => {
+            let until = if ready { Until::Ready } else { Until::Started };
+            wait(probes.admin_http, until, timeout)?;
+        }
+        Command::Drain(control) => order(&control.control, &Request::Drain {})?,
+        Command::Shutdown(control) => order(&control.control, &Request::Shutdown {})?,
+        Command::LogLevel { level, control } => {
+            order(&control.control, &Request::LogLevel { level })?;
+        }
+        Command::Probe(Probe::Tcp { target, timeout }) => probe::tcp(target, timeout)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(config: &ConfigArgs, log: &LogArgs) -> Result<ExitCode> {
+    let (config, warnings) = config.load(&Environment::of_process())?;
+    let telemetry = telemetry::start(log.log_format, log.log_level.as_ref())?;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(daemon::run(&config, &telemetry).unwrap_or_else(|error| {
+        tracing::error!("cannot start: {error:#}");
+        ExitCode::FAILURE
+    }))
+}
+
+fn order(control: &Path, request: &Request) -> Result<()> {
+    ask::<Value>(control, request).map(drop)
+}
+
+/// For people, or one line of JSON.
+fn print<T: Display + Serialize>(json: bool, facts: &T) -> Result<()> {
+    if json {
+        say(&serde_json::to_string(facts).context("write JSON")?)
+    } else {
+        say(&facts.to_string())
+    }
+}
+
+/// Unlike `println!`, does not panic when nobody reads any more.
+fn say(text: &str) -> Result<()> {
+    writeln!(stdout(), "{}", text.trim_end()).context("print")
+}
