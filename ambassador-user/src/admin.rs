@@ -9,19 +9,17 @@ pub mod http;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tokio::time::timeout;
+use tracing::debug;
 
 use crate::proxy::listener::Listener;
 use crate::proxy::socket::Socket;
-use crate::throttle::Throttle;
 
 /// Callers at a time. One more ends the oldest: a probe is answered in less than a millisecond, so
 /// callers that only hold on cannot keep probes out.
 const MOST_CALLERS: usize = 64;
 /// The longest a caller may stay.
 const STAY: Duration = Duration::from_secs(30);
-const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(50);
 
 /// Answers callers until the process ends.
 pub async fn serve<F>(listener: Listener, answer: impl Fn(Socket) -> F)
@@ -29,23 +27,13 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut callers = VecDeque::with_capacity(MOST_CALLERS);
-    let exhausted = Throttle::default();
     loop {
-        match listener.accept().await {
-            Ok((socket, peer)) => {
-                debug!(%peer, "admin caller");
-                if callers.len() == MOST_CALLERS {
-                    callers.pop_front().inspect(tokio::task::AbortHandle::abort);
-                }
-                let answered = timeout(STAY, answer(socket));
-                callers.push_back(tokio::spawn(answered).abort_handle());
-            }
-            Err(error) => {
-                if exhausted.say_now().is_some() {
-                    warn!("cannot accept on {listener}: {error}");
-                }
-                sleep(PAUSE_WHEN_EXHAUSTED).await;
-            }
+        let (socket, peer) = listener.accept().await;
+        debug!(%peer, "admin caller");
+        if callers.len() == MOST_CALLERS {
+            callers.pop_front().inspect(tokio::task::AbortHandle::abort);
         }
+        let answered = timeout(STAY, answer(socket));
+        callers.push_back(tokio::spawn(answered).abort_handle());
     }
 }

@@ -23,9 +23,7 @@ pub struct Route {
     pub tier_reason: String,
     pub max_connections: u32,
     pub idle_timeout: Option<Duration>,
-    /// Keeps "cannot accept" from filling the log.
-    pub exhausted: Throttle,
-    /// Keeps "cannot reach the upstream" from it.
+    /// Keeps "cannot reach the upstream" from filling the log.
     pub unreachable: Throttle,
     refused: Throttle,
     active: AtomicU32,
@@ -50,7 +48,6 @@ impl Route {
             tier,
             max_connections: meant.max_connections.get(),
             idle_timeout: meant.idle_timeout,
-            exhausted: Throttle::default(),
             unreachable: Throttle::default(),
             refused: Throttle::default(),
             active: AtomicU32::new(0),

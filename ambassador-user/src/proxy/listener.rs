@@ -9,20 +9,25 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use socket2::{Domain, SockAddr, SockAddrStorage, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tracing::info;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
 
 use super::connection::Peer;
 use super::port_owner;
 use super::socket::{Family, Socket, register, tune_tcp};
 use crate::config::Listen;
+use crate::throttle::Throttle;
 
 /// The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: libc::c_int = 4096;
+/// Without descriptors or memory there is nothing to do but wait for connections to end.
+const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(50);
 
 /// An address that is ours: clients can connect, nobody accepts yet.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ pub struct Bound {
 pub struct Listener {
     socket: AsyncFd<socket2::Socket>,
     name: Name,
+    /// Keeps "cannot accept" from filling the log.
+    exhausted: Throttle,
 }
 
 #[derive(Debug)]
@@ -126,13 +133,33 @@ fn remove_stale(path: &Path) -> Result<()> {
 impl Bound {
     /// Registers the socket with the current runtime.
     pub fn listen(self) -> io::Result<Listener> {
-        Ok(Listener { socket: register(self.socket, Interest::READABLE)?, name: self.name })
+        let socket = register(self.socket, Interest::READABLE)?;
+        Ok(Listener { socket, name: self.name, exhausted: Throttle::default() })
     }
 }
 
 impl Listener {
-    /// The next connection.
-    pub async fn accept(&self) -> io::Result<(Socket, Peer)> {
+    /// The next connection. What keeps it from being accepted is waited out here: there is nothing
+    /// else that a caller could do.
+    pub async fn accept(&self) -> (Socket, Peer) {
+        loop {
+            match self.try_accept().await {
+                Ok(connection) => return connection,
+                Err(error) if is_the_peers(&error) => debug!("accept on {self}: {error}"),
+                Err(error) => {
+                    if self.exhausted.say_now().is_some() {
+                        warn!(
+                            "cannot accept on {self}: {error}; new connections wait (raise the \
+                             limit of open files, or lower max_connections)"
+                        );
+                    }
+                    sleep(PAUSE_WHEN_EXHAUSTED).await;
+                }
+            }
+        }
+    }
+
+    async fn try_accept(&self) -> io::Result<(Socket, Peer)> {
         let (socket, address) = self.socket.async_io(Interest::READABLE, accept).await?;
         let (family, peer) = match (&self.name, address.as_socket()) {
             (Name::Unix(file), _) => (Family::Unix, Peer::Unix(Arc::clone(&file.path))),
@@ -185,6 +212,23 @@ fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)>
     let (fd, address) = unsafe { SockAddr::try_init(accept) }?;
     // SAFETY: accept4(2) has just made this descriptor, and nobody else has it.
     Ok((unsafe { socket2::Socket::from_raw_fd(fd) }, address))
+}
+
+/// The connection died before it was accepted: accept(2) lists these as errors to be retried.
+fn is_the_peers(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::ENONET
+                | libc::EOPNOTSUPP
+        )
+    )
 }
 
 fn is_missing_family(error: &io::Error) -> bool {
