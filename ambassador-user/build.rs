@@ -13,14 +13,15 @@ use artifact::Artifact;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let target = match env::var("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
+    let byte_order = match env::var("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
         "big" => "bpfeb",
         _ => "bpfel",
     };
+    let target = format!("{byte_order}-{}", env::var("CARGO_CFG_TARGET_ARCH")?);
     watch(&workspace);
 
     println!("cargo:rustc-check-cfg=cfg(bpf_object)");
-    if let Some(bytes) = current(&workspace, &Artifact::of(&workspace, target))? {
+    if let Some(bytes) = current(&workspace, &Artifact::of(&workspace, &target))? {
         fs::write(PathBuf::from(env::var("OUT_DIR")?).join("ambassador.o"), &bytes)?;
         println!("cargo:rustc-env=AMBASSADOR_BPF_SHA256={}", artifact::digest(&bytes));
         println!("cargo:rustc-cfg=bpf_object");

@@ -28,11 +28,7 @@ enum Task {
     /// Find, or else install, what the eBPF build and the tests need
     Setup,
     /// Build the kernel half, for the user half to embed
-    BuildEbpf {
-        /// The byte order to build for; this machine's if not given
-        #[arg(long, value_enum, default_value_t = Target::HOST)]
-        target: Target,
-    },
+    BuildEbpf(Target),
     /// Format, lints, unit tests and the house rules: everything that needs no privileges
     Check,
     /// Builds the product and shows what every tier that works here does with real traffic
@@ -46,7 +42,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Setup => setup::run(),
-        Task::BuildEbpf { target } => build_ebpf::run(target),
+        Task::BuildEbpf(target) => build_ebpf::run(&target),
         Task::Check => check::run(),
         Task::Demo => demo::run(),
         Task::Bench(options) => bench::run(&options),

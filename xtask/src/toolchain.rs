@@ -5,34 +5,79 @@
 //! as Debian packages it, or its source, compiled along (`-Z build-std`). Both are used through
 //! `RUSTC_BOOTSTRAP`, because aya-ebpf needs one unstable feature.
 
+use std::env::consts::ARCH;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
 use crate::workspace;
 
-/// The byte order of the machine whose kernel runs the object.
+/// The machine whose kernel runs the object; this one unless told otherwise.
+#[derive(Args)]
+pub(crate) struct Target {
+    /// Its byte order
+    #[arg(long = "target", value_enum, default_value_t = ByteOrder::HOST)]
+    byte_order: ByteOrder,
+    /// Its architecture, which decides about the layout of registers
+    #[arg(long, default_value = ARCH, value_parser = Self::ARCHITECTURES)]
+    arch: String,
+}
+
+impl Target {
+    /// Those that aya-ebpf has bindings for.
+    const ARCHITECTURES: [&str; 9] = [
+        "x86_64",
+        "aarch64",
+        "arm",
+        "loongarch64",
+        "mips",
+        "mips64",
+        "powerpc64",
+        "riscv64",
+        "s390x",
+    ];
+
+    /// This machine.
+    pub(crate) fn host() -> Self {
+        Self { byte_order: ByteOrder::HOST, arch: ARCH.into() }
+    }
+
+    /// Those this machine is not, and that between them differ from it in everything.
+    pub(crate) fn others() -> [Self; 2] {
+        let target = |byte_order, arch: &str| Self { byte_order, arch: arch.into() };
+        [target(ByteOrder::Bpfel, "aarch64"), target(ByteOrder::Bpfeb, "s390x")]
+    }
+
+    /// What the object's file is named by.
+    pub(crate) fn name(&self) -> String {
+        format!("{}-{}", self.byte_order.name(), self.arch)
+    }
+
+    pub(crate) fn triple(&self) -> String {
+        self.byte_order.triple()
+    }
+}
+
+/// A byte order, by the compiler's name for it.
 #[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Target {
+enum ByteOrder {
     Bpfel,
     Bpfeb,
 }
 
-impl Target {
-    /// The target of this machine's kernel.
-    pub(crate) const HOST: Self =
-        if cfg!(target_endian = "big") { Self::Bpfeb } else { Self::Bpfel };
+impl ByteOrder {
+    const HOST: Self = if cfg!(target_endian = "big") { Self::Bpfeb } else { Self::Bpfel };
 
-    pub(crate) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Bpfel => "bpfel",
             Self::Bpfeb => "bpfeb",
         }
     }
 
-    pub(crate) fn triple(self) -> String {
+    fn triple(self) -> String {
         format!("{}-unknown-none", self.name())
     }
 }
@@ -50,7 +95,7 @@ impl Toolchain {
     }
 
     /// A cargo that does something (`build`, `clippy`) with the kernel half.
-    pub(crate) fn cargo(&self, subcommand: &str, target: Target) -> Command {
+    pub(crate) fn cargo(&self, subcommand: &str, target: &Target) -> Command {
         let bin = self.compiler.bin();
         let mut cargo = Command::new(bin.join("cargo"));
         cargo.current_dir(workspace::root());
@@ -64,14 +109,21 @@ impl Toolchain {
         }
 
         let flags = [
-            format!("-Clinker={}", self.linker.path.display()),
             "-Clink-arg=--btf".into(),
-            "-Cdebuginfo=2".into(),
-            format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+            format!("--cfg=bpf_target_arch=\"{}\"", target.arch),
+            // The line information names files: without where they lie, the bytes are the same
+            // whoever builds. The workspace's keep a name by which the linker, started there,
+            // finds them, because it quotes the lines for the verifier's messages.
+            remapped(&self.compiler.sysroot, "rust"),
+            remapped(&home("CARGO_HOME", ".cargo"), "cargo"),
+            remapped(workspace::root(), "."),
         ];
         // The encoded form takes precedence over every other, so that flags meant for the host
         // (`-C target-cpu=native`) stay out.
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        // As a flag, its path would get into the hash that tells symbols of crates apart.
+        let of_target = target.triple().replace('-', "_").to_uppercase();
+        cargo.env(format!("CARGO_TARGET_{of_target}_LINKER"), &self.linker.path);
         cargo.env("RUSTC_BOOTSTRAP", "1");
         cargo.env("RUSTC", bin.join("rustc"));
         cargo.env("PATH", self.compiler.path_with_bin_first());
@@ -121,7 +173,7 @@ impl Compiler {
     /// The compiler installed below a directory, if it can compile for BPF.
     fn in_sysroot(sysroot: PathBuf) -> Option<Self> {
         let rustlib = sysroot.join("lib/rustlib");
-        let core = if rustlib.join(Target::HOST.triple()).join("lib").is_dir() {
+        let core = if rustlib.join(ByteOrder::HOST.triple()).join("lib").is_dir() {
             Core::Precompiled
         } else if rustlib.join("src/rust/library/core").is_dir() {
             Core::Source
@@ -206,6 +258,11 @@ impl fmt::Display for Linker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at {}", self.version, self.path.display())
     }
+}
+
+/// The flag that puts a short name for a directory into what the compiler writes.
+fn remapped(directory: &Path, name: &str) -> String {
+    format!("--remap-path-prefix={}={name}", directory.display())
 }
 
 /// A directory named by a variable, or else one in the user's home.
