@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 
 use crate::cli::ConfigArgs;
 use crate::config::{
-    self, Admin, Balance, Config, Connect, Control, Dns, Drain, Endpoint, Environment, Listen,
-    Policy, Resolved, Route, TierLimit, Upstream,
+    self, Acceleration, Admin, Balance, Clients, Config, Connect, Control, Dns, Drain, Endpoint,
+    Environment, Listen, Policy, Resolved, Route, TierLimit, Upstream,
 };
 
 /// Prints what the configuration means, with `file` in place of that of the flags if it is given.
@@ -89,12 +89,19 @@ fn settings(config: &Config) -> Vec<Row> {
         Control::IfPossible(path) => format!("unix:{}, if possible", path.display()),
         Control::Off => "off".to_owned(),
     };
-    let require = acceleration.require.map_or("none".to_owned(), |tier| tier.to_string());
+    let Acceleration { tier, require, cgroup, instance, stale_after, inflight } = acceleration;
+    let require = require.map_or("none".to_owned(), |tier| tier.to_string());
+    let instance = instance.as_deref().unwrap_or("derived from the network namespace");
     vec![
         Row::new("admin.http", http, ""),
         Row::new("admin.control", control, ""),
-        Row::new("acceleration.tier", acceleration.tier, ""),
+        Row::new("acceleration.tier", tier, ""),
         Row::new("acceleration.require", require, ""),
+        Row::new("acceleration.cgroup", cgroup, ""),
+        Row::new("acceleration.instance", instance, ""),
+        Row::new("acceleration.stale_after", stale_after.as_ref().map_or("never".into(), time), ""),
+        Row::new("acceleration.inflight_bytes", inflight.bytes, ""),
+        Row::new("acceleration.inflight_messages", inflight.messages, ""),
         Row::new("drain.grace", time(grace), ""),
         Row::new("drain.deadline", time(deadline), ""),
     ]
@@ -123,6 +130,7 @@ fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
             idle.as_ref().map_or("none".to_owned(), time)
         }),
         Row::setting("tier", &route.tier, &tier, TierLimit::to_string),
+        Row::setting("clients", &route.clients, &default.clients, Clients::to_string),
         Row::new("  upstream", name, ""),
     ]);
     for Endpoint { target, weight } in endpoints {
@@ -151,11 +159,13 @@ fn time(time: &Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
     use std::path::Path;
 
     use serde_json::Value;
 
     use super::*;
+    use crate::config::{Cgroup, InFlight};
 
     const EXAMPLE: &str = include_str!("config/example.yaml");
 
@@ -167,30 +177,36 @@ routes: [{ listen: [80, 'unix:/run/a.sock'], upstream: a, idle_timeout: 5s }]
 upstreams: { a: { endpoints: ['a:1:2', 'b:1'], balance: round_robin } }";
         let resolved = Resolved::of_text(Path::new("c.yaml"), text.to_owned()).unwrap();
         let expected = "\
-admin.http            0.0.0.0:9090                                    default
-admin.control         unix:/run/ambassador/control.sock, if possible  default
-acceleration.tier     auto                                            default
-acceleration.require  none                                            default
-drain.grace           3s                                              from c.yaml
-drain.deadline        25s                                             default
+admin.http                      0.0.0.0:9090                                    default
+admin.control                   unix:/run/ambassador/control.sock, if possible  default
+acceleration.tier               auto                                            default
+acceleration.require            none                                            default
+acceleration.cgroup             auto                                            default
+acceleration.instance           derived from the network namespace              default
+acceleration.stale_after        10m                                             default
+acceleration.inflight_bytes     1048576                                         default
+acceleration.inflight_messages  2048                                            default
+drain.grace                     3s                                              from c.yaml
+drain.deadline                  25s                                             default
 
-route                 a                                               from c.yaml
-  listen              127.0.0.1:80
-  listen              [::1]:80, if available
-  listen              unix:/run/a.sock
-  socket_mode         0666                                            default
-  max_connections     10000                                           default
-  idle_timeout        5s
-  tier                auto                                            default
-  upstream            a
-  endpoint            a:1, weight 2
-  endpoint            b:1
-  balance             round_robin
-  connect.timeout     2s                                              default
-  connect.attempts    3                                               default
-  dns.min_ttl         1s                                              default
-  dns.max_ttl         30s                                             default
-  dns.stale           true                                            default
+route                           a                                               from c.yaml
+  listen                        127.0.0.1:80
+  listen                        [::1]:80, if available
+  listen                        unix:/run/a.sock
+  socket_mode                   0666                                            default
+  max_connections               10000                                           default
+  idle_timeout                  5s
+  tier                          auto                                            default
+  clients                       any                                             default
+  upstream                      a
+  endpoint                      a:1, weight 2
+  endpoint                      b:1
+  balance                       round_robin
+  connect.timeout               2s                                              default
+  connect.attempts              3                                               default
+  dns.min_ttl                   1s                                              default
+  dns.max_ttl                   30s                                             default
+  dns.stale                     true                                            default
 ";
         assert_eq!(Meaning(&resolved).to_string(), expected);
     }
@@ -262,5 +278,17 @@ route                 a                                               from c.yam
         assert_eq!(resolved.warnings, []);
         let route = &resolved.config.routes[0];
         assert_eq!((route.listen.len(), route.socket_mode), (3, 0o660));
+        let acceleration = Acceleration {
+            cgroup: Cgroup::At("/sys/fs/cgroup/pod".into()),
+            instance: Some("orders-7f9c".into()),
+            stale_after: Some(Duration::from_secs(30)),
+            inflight: InFlight {
+                bytes: const { NonZeroU32::new(524_288).unwrap() },
+                messages: const { NonZeroU32::new(512).unwrap() },
+            },
+            ..Acceleration::default()
+        };
+        assert_eq!(resolved.config.acceleration, acceleration);
+        assert_eq!(route.clients, Clients::NonBlocking);
     }
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod acceleration;
 mod address;
 mod document;
 mod environment;
@@ -60,11 +61,44 @@ pub enum Control {
     Off,
 }
 
-/// Which tiers the user allows, and below which nothing may start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which tiers the user allows, below which nothing may start, and how the kernel tiers behave.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acceleration {
     pub tier: TierLimit,
     pub require: Option<Tier>,
+    pub cgroup: Cgroup,
+    /// The name that the kernel half is pinned under; `None`: derived from the network namespace.
+    pub instance: Option<Arc<str>>,
+    /// How long after the ambassador was last seen alive the kernel goes on sending new connections by
+    /// its tables; `None`: for ever.
+    pub stale_after: Option<Duration>,
+    pub inflight: InFlight,
+}
+
+/// The cgroup whose sockets the kernel tiers serve.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Cgroup {
+    /// The pod's, found at run time.
+    #[default]
+    Auto,
+    At(PathBuf),
+}
+
+/// What one connection of the sockmap tier may have under way in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InFlight {
+    pub bytes: NonZeroU32,
+    pub messages: NonZeroU32,
+}
+
+/// What the clients of a route are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Clients {
+    /// Unknown: each socket is looked at.
+    #[default]
+    Any,
+    /// All of them use non-blocking sockets; the user vouches for it.
+    NonBlocking,
 }
 
 /// What carries a route's bytes, from the lowest to the highest.
@@ -105,6 +139,7 @@ pub struct Route {
     /// `None`: none, as a direct connection has none.
     pub idle_timeout: Option<Duration>,
     pub tier: TierLimit,
+    pub clients: Clients,
 }
 
 /// One address a route listens on.
@@ -186,6 +221,28 @@ impl Default for Admin {
 impl Default for Control {
     fn default() -> Self {
         Self::IfPossible(PathBuf::from("/run/ambassador/control.sock"))
+    }
+}
+
+impl Default for Acceleration {
+    fn default() -> Self {
+        Self {
+            tier: TierLimit::Auto,
+            require: None,
+            cgroup: Cgroup::Auto,
+            instance: None,
+            stale_after: Some(Duration::from_secs(600)),
+            inflight: InFlight::default(),
+        }
+    }
+}
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self {
+            bytes: const { NonZeroU32::new(1 << 20).unwrap() },
+            messages: const { NonZeroU32::new(2048).unwrap() },
+        }
     }
 }
 

@@ -35,6 +35,26 @@ pub struct ConfigArgs {
     /// [default: none]
     #[arg(long, value_name = "TIER")]
     pub require: Option<String>,
+    /// The cgroup whose sockets the kernel tiers serve: an absolute path, or auto for the pod's [env:
+    /// AMBASSADOR_CGROUP] [default: auto]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+    /// The name that the kernel half is pinned under [env: AMBASSADOR_INSTANCE] [default: derived from
+    /// the network namespace]
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<String>,
+    /// How long after the ambassador was last seen alive the kernel goes on sending new connections by
+    /// its tables; 0s is for ever [env: AMBASSADOR_STALE_AFTER] [default: 10m]
+    #[arg(long, value_name = "DURATION")]
+    pub stale_after: Option<String>,
+    /// The bytes that one connection of the sockmap tier may have under way in the kernel [env:
+    /// AMBASSADOR_INFLIGHT_BYTES] [default: 1048576]
+    #[arg(long, value_name = "BYTES")]
+    pub inflight_bytes: Option<String>,
+    /// The messages that one connection of the sockmap tier may have under way in the kernel [env:
+    /// AMBASSADOR_INFLIGHT_MESSAGES] [default: 2048]
+    #[arg(long, value_name = "COUNT")]
+    pub inflight_messages: Option<String>,
     /// The address of probes and metrics, or off [env: AMBASSADOR_ADMIN_HTTP] [default: 0.0.0.0:9090]
     #[arg(long, value_name = "IP:PORT")]
     pub admin_http: Option<String>,
@@ -82,6 +102,11 @@ impl ConfigArgs {
             control: said("--control", &self.control)?,
             tier: said("--tier", &self.tier)?,
             require: said("--require", &self.require)?,
+            cgroup: said("--cgroup", &self.cgroup)?,
+            instance: said("--instance", &self.instance)?,
+            stale_after: said("--stale-after", &self.stale_after)?,
+            inflight_bytes: said("--inflight-bytes", &self.inflight_bytes)?,
+            inflight_messages: said("--inflight-messages", &self.inflight_messages)?,
             drain_grace: said("--drain-grace", &self.drain_grace)?,
             drain_deadline: said("--drain-deadline", &self.drain_deadline)?,
         };
@@ -99,7 +124,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::config::{Control, Tier, TierLimit};
+    use crate::config::{Acceleration, Cgroup, Control, Tier, TierLimit};
 
     #[derive(Parser)]
     struct Flags {
@@ -149,6 +174,11 @@ mod tests {
             "--control=unix:/run/a.sock",
             "--drain-grace=1s",
             "--drain-deadline=2s",
+            "--cgroup=/sys/fs/cgroup/pod",
+            "--instance=orders-7f9c",
+            "--stale-after=0s",
+            "--inflight-bytes=65536",
+            "--inflight-messages=16",
         ];
         let config = resolve(flags, []).unwrap().config;
         assert_eq!(config.admin.http, None);
@@ -157,6 +187,10 @@ mod tests {
         assert_eq!(config.acceleration.require, Some(Tier::Copy));
         assert_eq!((config.drain.grace.as_secs(), config.drain.deadline.as_secs()), (1, 2));
         assert_eq!(&*config.routes[0].name, "db");
+        let Acceleration { cgroup, instance, stale_after, inflight, .. } = config.acceleration;
+        assert_eq!(cgroup, Cgroup::At("/sys/fs/cgroup/pod".into()));
+        assert_eq!((instance.as_deref(), stale_after), (Some("orders-7f9c"), None));
+        assert_eq!((inflight.bytes.get(), inflight.messages.get()), (65_536, 16));
     }
 
     #[test]
@@ -183,6 +217,11 @@ mod tests {
                 ["--drain-deadline", "2h"],
                 "--drain-deadline: \"2h\" is out of bounds; write 0s to 1h",
             ),
+            (["--cgroup", "pod"], "--cgroup: \"pod\" is not an absolute path; write the pod's"),
+            (["--instance", ".a"], "--instance: \".a\" does not name an instance"),
+            (["--stale-after", "1s"], "--stale-after: \"1s\" is too short; write 10s to 1day"),
+            (["--inflight-bytes", "1MiB"], "--inflight-bytes: \"1MiB\" is not a whole number"),
+            (["--inflight-messages", "8"], "--inflight-messages: \"8\" is out of bounds; write 16"),
             (["--config", "/nowhere/c.yaml"], "/nowhere/c.yaml: cannot be read: No such file"),
         ] {
             let error = resolve(flags, []).unwrap_err();

@@ -206,7 +206,7 @@ pub(crate) fn port(text: &str) -> Result<NonZeroU16, Problem> {
 }
 
 fn weight(text: &str) -> Result<NonZeroU16, Problem> {
-    decimal(text).filter(|weight| weight.get() <= MAX_WEIGHT).ok_or_else(|| {
+    decimal(text).filter(|weight: &NonZeroU16| weight.get() <= MAX_WEIGHT).ok_or_else(|| {
         Problem::new(
             format!("{} is not a weight", quote(text)),
             format!("write 1 to {MAX_WEIGHT}, or leave the endpoint out to give it nothing"),
@@ -215,7 +215,7 @@ fn weight(text: &str) -> Result<NonZeroU16, Problem> {
 }
 
 /// A number of digits only, without sign or leading zero.
-fn decimal(text: &str) -> Option<NonZeroU16> {
+pub(super) fn decimal<T: FromStr>(text: &str) -> Option<T> {
     let strict = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
     strict.then(|| text.parse().ok()).flatten()
 }

@@ -22,7 +22,7 @@ use super::resolve::{Resolved, resolve};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Keys that the design has and this release has not.
-const LATER: [&str; 6] = ["environment", "health", "eject", "profiles", "cgroup", "clients"];
+const LATER: [&str; 4] = ["environment", "health", "eject", "profiles"];
 
 /// The text of a configuration file.
 pub(crate) struct Document {

@@ -27,16 +27,21 @@ use super::{Balance, Listen};
 /// What our variables begin with, and how they go on.
 const PREFIX: &str = "AMBASSADOR_";
 const ROUTE: &str = "AMBASSADOR_ROUTE_";
-const SUFFIXES: [&str; 10] = [
+const SUFFIXES: [&str; 15] = [
     "ADMIN_HTTP",
+    "CGROUP",
     "CONFIG",
     "CONTROL",
     "DRAIN_DEADLINE",
     "DRAIN_GRACE",
+    "INFLIGHT_BYTES",
+    "INFLIGHT_MESSAGES",
+    "INSTANCE",
     "LOG_FORMAT",
     "LOG_LEVEL",
     "REQUIRE",
     "ROUTE_0",
+    "STALE_AFTER",
     "TIER",
 ];
 
@@ -80,6 +85,11 @@ impl Environment {
                 control: self.said("AMBASSADOR_CONTROL")?,
                 tier: self.said("AMBASSADOR_TIER")?,
                 require: self.said("AMBASSADOR_REQUIRE")?,
+                cgroup: self.said("AMBASSADOR_CGROUP")?,
+                instance: self.said("AMBASSADOR_INSTANCE")?,
+                stale_after: self.said("AMBASSADOR_STALE_AFTER")?,
+                inflight_bytes: self.said("AMBASSADOR_INFLIGHT_BYTES")?,
+                inflight_messages: self.said("AMBASSADOR_INFLIGHT_MESSAGES")?,
                 drain_grace: self.said("AMBASSADOR_DRAIN_GRACE")?,
                 drain_deadline: self.said("AMBASSADOR_DRAIN_DEADLINE")?,
             },

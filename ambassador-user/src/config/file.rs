@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,13 +12,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
 
+use super::acceleration::{InFlightBytes, InFlightMessages, InstanceText, StaleAfterText};
 use super::address::{EndpointText, ListenText};
 use super::layer::{Draft, DrainTime, Layer, Policy, Said, Service, Settings};
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning, nearest, quote};
 use super::text::{OneOrMany, Text};
 use super::value::{ControlText, Count, HttpText, Protocol, RequireText, SocketMode, Within};
-use super::{Balance, Connect, Dns, TierLimit, Upstream};
+use super::{Balance, Cgroup, Clients, Connect, Dns, TierLimit, Upstream};
 
 const MAX_ROUTES: usize = 10_000;
 const MAX_LISTEN: usize = 100;
@@ -60,7 +61,7 @@ struct AdminText {
 
 /// Which tiers may carry bytes: direct, sockmap, splice, copy, from the highest to the lowest.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys tier and require")]
+#[serde(deny_unknown_fields, default, expecting = "a mapping with keys such as tier and require")]
 #[schemars(rename = "acceleration")]
 struct AccelerationText {
     /// The highest tier allowed; auto is the best that works here.
@@ -69,6 +70,22 @@ struct AccelerationText {
     /// Refuse to start below this tier.
     #[schemars(extend("default" = "none"))]
     require: Option<Text<RequireText>>,
+    /// The cgroup whose sockets the kernel tiers serve; auto finds the pod's.
+    #[schemars(extend("default" = "auto"))]
+    cgroup: Option<Text<Cgroup>>,
+    /// The name that the kernel half is pinned under. The default is derived from the network
+    /// namespace, so that two Pods of one node do not meet.
+    instance: Option<Text<InstanceText>>,
+    /// How long after the ambassador was last seen alive the kernel goes on sending new connections by
+    /// its tables; 0s is for ever.
+    #[schemars(extend("default" = "10m"))]
+    stale_after: Option<Text<StaleAfterText>>,
+    /// The bytes that one connection of the sockmap tier may have under way in the kernel.
+    #[schemars(extend("default" = 1_048_576))]
+    inflight_bytes: Option<Text<InFlightBytes>>,
+    /// The messages that one connection of the sockmap tier may have under way in the kernel.
+    #[schemars(extend("default" = 2_048))]
+    inflight_messages: Option<Text<InFlightMessages>>,
 }
 
 /// What happens after SIGTERM. Both times count from the signal.
@@ -100,13 +117,17 @@ struct RouteEntry {
     protocol: Option<Text<Protocol>>,
     /// Connections beyond this many are refused.
     #[schemars(extend("default" = 10_000))]
-    max_connections: Option<Count<1, 1_000_000>>,
+    max_connections: Option<Text<Count<1, 1_000_000>>>,
     /// A connection that moves no byte for so long is closed; 0s is never.
     #[schemars(extend("default" = "0s"))]
     idle_timeout: Option<Text<Within<0, 86_400_000>>>,
     /// The highest tier allowed for this route, within acceleration.tier.
     #[schemars(extend("default" = "auto"))]
     tier: Option<Text<TierLimit>>,
+    /// What its clients are like: nonblocking vouches that all of them use non-blocking sockets, as event
+    /// loops do; with any, the kernel tiers look at each socket.
+    #[schemars(extend("default" = "any"))]
+    clients: Option<Text<Clients>>,
     /// The file mode of this route's Unix sockets; the directory decides who reaches them.
     #[schemars(extend("default" = "0666"))]
     socket_mode: Option<Text<SocketMode>>,
@@ -139,7 +160,7 @@ struct ConnectText {
     timeout: Option<Text<Within<1, 300_000>>>,
     /// Each on another endpoint, while there is one left.
     #[schemars(extend("default" = 3))]
-    attempts: Option<Count<1, 100>>,
+    attempts: Option<Text<Count<1, 100>>>,
 }
 
 /// How long an answer of DNS is believed.
@@ -216,6 +237,19 @@ impl FileText {
             control: said(&self.admin.control, file, "admin.control"),
             tier: said(&self.acceleration.tier, file, "acceleration.tier"),
             require: said(&self.acceleration.require, file, "acceleration.require"),
+            cgroup: said(&self.acceleration.cgroup, file, "acceleration.cgroup"),
+            instance: said(&self.acceleration.instance, file, "acceleration.instance"),
+            stale_after: said(&self.acceleration.stale_after, file, "acceleration.stale_after"),
+            inflight_bytes: said(
+                &self.acceleration.inflight_bytes,
+                file,
+                "acceleration.inflight_bytes",
+            ),
+            inflight_messages: said(
+                &self.acceleration.inflight_messages,
+                file,
+                "acceleration.inflight_messages",
+            ),
             drain_grace: said(&self.drain.grace, file, "drain.grace"),
             drain_deadline: said(&self.drain.deadline, file, "drain.deadline"),
         }
@@ -234,12 +268,10 @@ impl RouteEntry {
         let default = Policy::default();
         let policy = Policy {
             socket_mode: self.socket_mode.map_or(default.socket_mode, |mode| mode.0.0),
-            max_connections: self
-                .max_connections
-                .and_then(|count| NonZeroU32::new(count.0))
-                .unwrap_or(default.max_connections),
+            max_connections: self.max_connections.map_or(default.max_connections, |most| most.0.0),
             idle_timeout: self.idle_timeout.map(|time| time.0.0).filter(|time| !time.is_zero()),
             tier: self.tier.map_or(default.tier, |tier| tier.0),
+            clients: self.clients.map_or(default.clients, |clients| clients.0),
         };
         let name = Some(self.name.unwrap_or(self.upstream).0);
         Ok(Draft { place, name, listen, service, policy })
@@ -266,11 +298,7 @@ impl UpstreamEntry {
         let connect = Connect::default();
         let connect = Connect {
             timeout: self.connect.timeout.map_or(connect.timeout, |time| time.0.0),
-            attempts: self
-                .connect
-                .attempts
-                .and_then(|count| NonZeroU32::new(count.0))
-                .unwrap_or(connect.attempts),
+            attempts: self.connect.attempts.map_or(connect.attempts, |count| count.0.0),
         };
         Ok(Upstream {
             name: name.shared(),

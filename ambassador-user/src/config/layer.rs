@@ -5,12 +5,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::acceleration::{InFlightBytes, InFlightMessages, InstanceText, StaleAfterText};
 use super::address::{EndpointText, ListenText};
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::shorthand::RouteText;
 use super::value::{ControlText, HttpText, RequireText, Within};
-use super::{Balance, Endpoint, Listen, TierLimit, Upstream};
+use super::{Balance, Cgroup, Clients, Endpoint, Listen, TierLimit, Upstream};
 
 /// The bounds of `drain.grace` and `drain.deadline`: none to an hour.
 pub(crate) type DrainTime = Within<0, 3_600_000>;
@@ -32,6 +33,11 @@ pub(crate) struct Settings {
     pub(crate) control: Option<Said<ControlText>>,
     pub(crate) tier: Option<Said<TierLimit>>,
     pub(crate) require: Option<Said<RequireText>>,
+    pub(crate) cgroup: Option<Said<Cgroup>>,
+    pub(crate) instance: Option<Said<InstanceText>>,
+    pub(crate) stale_after: Option<Said<StaleAfterText>>,
+    pub(crate) inflight_bytes: Option<Said<InFlightBytes>>,
+    pub(crate) inflight_messages: Option<Said<InFlightMessages>>,
     pub(crate) drain_grace: Option<Said<DrainTime>>,
     pub(crate) drain_deadline: Option<Said<DrainTime>>,
 }
@@ -71,6 +77,7 @@ pub(crate) struct Policy {
     pub(crate) max_connections: NonZeroU32,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) tier: TierLimit,
+    pub(crate) clients: Clients,
 }
 
 impl Service {
@@ -90,6 +97,7 @@ impl Default for Policy {
             max_connections: const { NonZeroU32::new(10_000).unwrap() },
             idle_timeout: None,
             tier: TierLimit::Auto,
+            clients: Clients::Any,
         }
     }
 }
@@ -134,6 +142,11 @@ impl Settings {
             control: self.control.or(lower.control),
             tier: self.tier.or(lower.tier),
             require: self.require.or(lower.require),
+            cgroup: self.cgroup.or(lower.cgroup),
+            instance: self.instance.or(lower.instance),
+            stale_after: self.stale_after.or(lower.stale_after),
+            inflight_bytes: self.inflight_bytes.or(lower.inflight_bytes),
+            inflight_messages: self.inflight_messages.or(lower.inflight_messages),
             drain_grace: self.drain_grace.or(lower.drain_grace),
             drain_deadline: self.drain_deadline.or(lower.drain_deadline),
         }

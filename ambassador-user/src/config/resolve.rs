@@ -8,7 +8,7 @@ use super::listeners::Listeners;
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::{
-    Acceleration, Admin, Config, Connect, Control, Dns, Drain, Route, TierLimit, Upstream,
+    Acceleration, Admin, Config, Connect, Control, Dns, Drain, InFlight, Route, TierLimit, Upstream,
 };
 
 /// A configuration, and how it came about.
@@ -51,7 +51,7 @@ pub(crate) fn resolve(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
     let mut routes = Vec::with_capacity(drafts.len());
     for (name, draft) in drafts {
         origins.insert(format!("routes.{name}"), draft.place.source());
-        routes.push(draft.route(&name, acceleration)?);
+        routes.push(draft.route(&name, &acceleration)?);
     }
     Ok(Resolved { config: Config { admin, acceleration, drain, routes }, warnings, origins })
 }
@@ -103,6 +103,11 @@ impl Settings {
             origin("admin.control", &self.control),
             origin("acceleration.tier", &self.tier),
             origin("acceleration.require", &self.require),
+            origin("acceleration.cgroup", &self.cgroup),
+            origin("acceleration.instance", &self.instance),
+            origin("acceleration.stale_after", &self.stale_after),
+            origin("acceleration.inflight_bytes", &self.inflight_bytes),
+            origin("acceleration.inflight_messages", &self.inflight_messages),
             origin("drain.grace", &self.drain_grace),
             origin("drain.deadline", &self.drain_deadline),
         ]
@@ -134,7 +139,17 @@ impl Settings {
             )
             .at(&said.place));
         }
-        Ok(Acceleration { tier, require })
+        let default = Acceleration::default();
+        let cgroup = self.cgroup.as_ref().map_or(default.cgroup, |said| said.value.clone());
+        let instance = self.instance.as_ref().map(|said| said.value.0.clone());
+        let stale_after =
+            self.stale_after.as_ref().map_or(default.stale_after, |said| said.value.0);
+        let InFlight { bytes, messages } = default.inflight;
+        let inflight = InFlight {
+            bytes: self.inflight_bytes.as_ref().map_or(bytes, |said| said.value.0),
+            messages: self.inflight_messages.as_ref().map_or(messages, |said| said.value.0),
+        };
+        Ok(Acceleration { tier, require, cgroup, instance, stale_after, inflight })
     }
 
     fn drain(&self) -> Result<Drain, ConfigError> {
@@ -162,7 +177,7 @@ impl Settings {
 
 impl Draft {
     /// The route this draft describes, under its final name.
-    fn route(self, name: &Name, acceleration: Acceleration) -> Result<Route, ConfigError> {
+    fn route(self, name: &Name, acceleration: &Acceleration) -> Result<Route, ConfigError> {
         let tier = self.policy.tier.and(acceleration.tier);
         if let Some(required) = acceleration.require
             && !tier.allows(required)
@@ -191,6 +206,7 @@ impl Draft {
             max_connections: self.policy.max_connections,
             idle_timeout: self.policy.idle_timeout,
             tier,
+            clients: self.policy.clients,
         })
     }
 }

@@ -1,16 +1,15 @@
 //! The settings that are one value, each with its grammar and its bounds.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+use schemars::{Schema, json_schema};
 
-use super::address::{ListenText, unix_path};
+use super::address::{ListenText, decimal, unix_path};
 use super::problem::{Problem, nearest, quote};
 use super::text::Written;
 use super::{Balance, Tier, TierLimit};
@@ -19,9 +18,9 @@ use super::{Balance, Tier, TierLimit};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Within<const MIN: u64, const MAX: u64>(pub(crate) Duration);
 
-/// A whole number from `MIN` to `MAX`.
+/// A whole number from `MIN`, at least 1, to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Count<const MIN: u32, const MAX: u32>(pub(crate) u32);
+pub(crate) struct Count<const MIN: u32, const MAX: u32>(pub(crate) NonZeroU32);
 
 /// `admin.http`: an address, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,48 +81,25 @@ impl<const MIN: u64, const MAX: u64> Written for Within<MIN, MAX> {
     }
 }
 
-impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Count<MIN, MAX> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(CountVisitor)
-    }
-}
+impl<const MIN: u32, const MAX: u32> FromStr for Count<MIN, MAX> {
+    type Err = Problem;
 
-struct CountVisitor<const MIN: u32, const MAX: u32>;
-
-impl<const MIN: u32, const MAX: u32> Visitor<'_> for CountVisitor<MIN, MAX> {
-    type Value = Count<MIN, MAX>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a whole number, {MIN} to {MAX}")
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
-        let bounded = u32::try_from(number).ok().filter(|number| (MIN..=MAX).contains(number));
-        bounded.map(Count).ok_or_else(|| {
-            E::custom(Problem::new(
-                format!("{number} is out of bounds"),
-                format!("write {MIN} to {MAX}"),
-            ))
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let bounded =
+            decimal(text).filter(|number: &NonZeroU32| (MIN..=MAX).contains(&number.get()));
+        bounded.map(Self).ok_or_else(|| {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let what = if digits { "is out of bounds" } else { "is not a whole number" };
+            Problem::new(format!("{} {what}", quote(text)), format!("write {MIN} to {MAX}"))
         })
     }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
-        let positive = u64::try_from(number)
-            .map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))?;
-        self.visit_u64(positive)
-    }
 }
 
-impl<const MIN: u32, const MAX: u32> JsonSchema for Count<MIN, MAX> {
-    fn schema_name() -> Cow<'static, str> {
-        format!("{MIN} to {MAX}").into()
-    }
+impl<const MIN: u32, const MAX: u32> Written for Count<MIN, MAX> {
+    const EXPECTED: &'static str = "a whole number";
+    const NUMBER: bool = true;
 
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+    fn schema() -> Schema {
         json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
     }
 }
@@ -210,7 +186,7 @@ impl Written for SocketMode {
 }
 
 /// The word's value in a fixed list, or a refusal that names the list.
-fn one_of<T: Copy>(
+pub(super) fn one_of<T: Copy>(
     text: &str,
     kind: &str,
     words: &[(&'static str, T)],

@@ -1,7 +1,7 @@
 //! What variables mean, and how slips in them are told.
 
 use super::*;
-use crate::config::{Listen, Resolved, resolve};
+use crate::config::{Acceleration, Cgroup, Listen, Resolved, resolve};
 
 fn load(variables: &[(&str, &str)]) -> Result<Resolved, String> {
     let environment: Environment = variables.iter().copied().collect();
@@ -100,11 +100,32 @@ fn a_bad_variable_is_refused_by_its_name() {
             &[("REDIS_SERVERS", "a:1:1"), ("UPSTREAM_REDIS_HOSTS", "a")],
             "UPSTREAM_REDIS_HOSTS: the name redis is taken by REDIS_SERVERS",
         ),
+        (&[("AMBASSADOR_CGROUP", "pod")], "AMBASSADOR_CGROUP: \"pod\" is not an absolute path"),
         (&[("AMBASSADOR_TIER", "fast")], "AMBASSADOR_TIER: \"fast\" is not a tier"),
     ] {
         let error = load(variables).unwrap_err();
         assert!(error.starts_with(expected), "{variables:?}: {error}");
     }
+}
+
+#[test]
+fn every_variable_of_the_kernel_tiers_has_effect() {
+    let resolved = load(&[
+        ("AMBASSADOR_ROUTE_0", "1=a:1"),
+        ("AMBASSADOR_CGROUP", "/sys/fs/cgroup/pod"),
+        ("AMBASSADOR_INSTANCE", "orders-7f9c"),
+        ("AMBASSADOR_STALE_AFTER", "10s"),
+        ("AMBASSADOR_INFLIGHT_BYTES", "16777216"),
+        ("AMBASSADOR_INFLIGHT_MESSAGES", "65536"),
+    ]);
+    let Resolved { config, origins, .. } = resolved.unwrap();
+    let Acceleration { cgroup, instance, stale_after, inflight, .. } = config.acceleration;
+    assert_eq!(cgroup, Cgroup::At("/sys/fs/cgroup/pod".into()));
+    assert_eq!(instance.as_deref(), Some("orders-7f9c"));
+    assert_eq!(stale_after.map(|time| time.as_secs()), Some(10));
+    assert_eq!((inflight.bytes.get(), inflight.messages.get()), (1 << 24, 1 << 16));
+    assert_eq!(origins["acceleration.inflight_messages"], "AMBASSADOR_INFLIGHT_MESSAGES");
+    assert_eq!(origins.len(), 6);
 }
 
 #[cfg(unix)]
