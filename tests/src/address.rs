@@ -23,6 +23,8 @@ pub enum Address {
 pub enum Family {
     /// TCP on IPv4.
     Tcp,
+    /// TCP on IPv6.
+    Tcp6,
     /// A Unix socket.
     Unix,
 }

@@ -227,6 +227,24 @@ pub fn command(place: &Place) -> Result<Command> {
     Ok(place.command(binary()?))
 }
 
+/// Why a tier cannot be used on this machine, as `doctor` says; `None` when it can.
+pub fn obstacle(tier: &str) -> Result<Option<String>> {
+    static ASKED: OnceLock<Result<Value, String>> = OnceLock::new();
+    let ask = || -> Result<Value> {
+        let doctor = process::run(Command::new(binary()?).args(["doctor", "--json"]), SOON)?;
+        serde_json::from_str(&doctor).context("parse what doctor says")
+    };
+    let said = ASKED.get_or_init(|| ask().map_err(|error| format!("{error:#}")));
+    let said = said.as_ref().map_err(|error| anyhow!("{error}"))?;
+    let tiers = said["tiers"].as_array().context("find the tiers in what doctor says")?;
+    let tier = tiers
+        .iter()
+        .find(|line| line["tier"] == tier)
+        .with_context(|| format!("find {tier} in what doctor says"))?;
+    let why = || format!("{}: {}", tier["tier"], tier["reason"]).replace('"', "");
+    Ok((tier["works"] != true).then(why))
+}
+
 /// The binary under test, built if the environment names none.
 pub fn binary() -> Result<&'static Path> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();

@@ -6,7 +6,7 @@
 //! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`].
 //! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], the [`way`]
 //!   a test's connections take, and the simplest case of it, a [`front`].
-//! - The other ends: [`peer`]s at an [`address`], an [`echo`], and real [`server`]s.
+//! - The other ends: [`peer`]s at an [`address`], their [`readiness`], an [`echo`], and real [`server`]s.
 
 pub mod address;
 pub mod ambassador;
@@ -20,6 +20,7 @@ pub mod peer;
 pub mod place;
 pub mod pod;
 pub mod process;
+pub mod readiness;
 pub mod server;
 pub mod skip;
 pub mod wait;

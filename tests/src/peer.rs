@@ -2,10 +2,13 @@
 //! for ever.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
-use std::time::Duration;
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use libc::c_int;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 use tempfile::TempDir;
 
@@ -15,7 +18,7 @@ use crate::wait::{SOON, until};
 
 const CHUNK: usize = 64 * 1024;
 
-/// A connected stream socket.
+/// A connected stream socket. One that is non-blocking waits by poll(2), as long as its timeouts say.
 #[derive(Debug)]
 pub struct Peer {
     socket: Socket,
@@ -30,7 +33,8 @@ pub struct Listener {
 }
 
 impl Peer {
-    pub(crate) fn of(socket: Socket) -> Result<Self> {
+    /// With a socket that was connected in a way of the test's own.
+    pub fn of(socket: Socket) -> Result<Self> {
         socket.set_read_timeout(Some(SOON)).context("bound the time of reading")?;
         socket.set_write_timeout(Some(SOON)).context("bound the time of writing")?;
         if socket.domain().context("ask for a socket's domain")? != socket2::Domain::UNIX {
@@ -46,21 +50,23 @@ impl Peer {
 
     /// Sends all of `bytes`.
     pub fn say(&self, bytes: &[u8]) -> Result<()> {
-        (&self.socket).write_all(bytes).with_context(|| format!("send {} bytes", bytes.len()))
+        let mut this = self;
+        this.write_all(bytes).with_context(|| format!("send {} bytes", bytes.len()))
     }
 
     /// Receives exactly `length` bytes.
     pub fn hear(&self, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        (&self.socket).read_exact(&mut bytes).with_context(|| format!("receive {length} bytes"))?;
+        let mut this = self;
+        this.read_exact(&mut bytes).with_context(|| format!("receive {length} bytes"))?;
         Ok(bytes)
     }
 
     /// Receives until the other end finishes; a reset is an error.
     pub fn hear_to_end(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        (&self.socket)
-            .read_to_end(&mut bytes)
+        let mut this = self;
+        this.read_to_end(&mut bytes)
             .with_context(|| format!("receive to the end, {} bytes so far", bytes.len()))?;
         Ok(bytes)
     }
@@ -98,7 +104,8 @@ impl Peer {
         let mut left = length;
         while left > 0 {
             let most = left.min(CHUNK);
-            let read = (&self.socket)
+            let mut this = self;
+            let read = this
                 .read(&mut heard[..most])
                 .with_context(|| format!("receive, {left} of {length} bytes left"))?;
             ensure!(read > 0, "the end came {left} bytes early, of {length}");
@@ -122,7 +129,8 @@ impl Peer {
 
     /// Expects to be reset, without reading a byte or an end before.
     pub fn hear_reset(&self) -> Result<()> {
-        match (&self.socket).read(&mut [0; 64]) {
+        let mut this = self;
+        match this.read(&mut [0; 64]) {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
             Err(error) => Err(error).context("wait for a reset"),
             Ok(0) => bail!("an end where a reset should be"),
@@ -140,7 +148,8 @@ impl Peer {
     /// Expects the other end to be gone, in whatever way: an end or a reset.
     pub fn hear_close(&self) -> Result<()> {
         let mut rest = Vec::new();
-        match (&self.socket).read_to_end(&mut rest) {
+        let mut this = self;
+        match this.read_to_end(&mut rest) {
             Err(error) if error.kind() != ErrorKind::ConnectionReset => {
                 return Err(error).context("wait for the other end to close");
             }
@@ -172,7 +181,8 @@ impl Peer {
             noise.fill(&mut chunk);
             let mut said = 0;
             while said < CHUNK {
-                match (&self.socket).write(&chunk[said..]) {
+                let mut this = self;
+                match this.write(&chunk[said..]) {
                     Ok(written) => said += written,
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         // The noise must go on where the peer stopped listening.
@@ -192,11 +202,71 @@ impl Peer {
     }
 }
 
+/// Turns on an option of a socket for which socket2 has no name.
+pub fn turn_on(socket: &Socket, level: c_int, name: c_int) -> Result<()> {
+    let on: c_int = 1;
+    // SAFETY: the kernel reads an int, which is what it is given, with its size.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const on).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    ensure!(set == 0, "turn on option {name}: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// What a blocking socket does by itself: `act` again whenever the socket is ready, until it is late.
+fn patiently<T>(
+    socket: &Socket,
+    ready: PollFlags,
+    timeout: fn(&Socket) -> io::Result<Option<Duration>>,
+    mut act: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    let mut deadline = None;
+    loop {
+        match act() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && socket.nonblocking()? => {
+                let now = Instant::now();
+                let deadline = *deadline.get_or_insert(now + timeout(socket)?.unwrap_or(SOON));
+                let left = deadline.saturating_duration_since(now);
+                let left = Timespec::try_from(left).map_err(io::Error::other)?;
+                if poll(&mut [PollFd::new(socket, ready)], Some(&left))? == 0 {
+                    return Err(error);
+                }
+            }
+            done => return done,
+        }
+    }
+}
+
+impl Read for &Peer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut socket = &self.socket;
+        patiently(&self.socket, PollFlags::IN, Socket::read_timeout, || socket.read(buffer))
+    }
+}
+
+impl Write for &Peer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut socket = &self.socket;
+        patiently(&self.socket, PollFlags::OUT, Socket::write_timeout, || socket.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Listener {
     /// On an address of this family that nobody else uses, on this machine's loopback.
     pub fn new(family: Family) -> Result<Self> {
         match family {
             Family::Tcp => Address::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).listen(),
+            Family::Tcp6 => Address::from(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))).listen(),
             Family::Unix => {
                 let directory = tempfile::tempdir().context("create a listener's directory")?;
                 let address = Address::Unix(directory.path().join("server.sock"));

@@ -2,15 +2,17 @@
 //! every behaviour is expected of a direct connection first, and then of each relay.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::address::{Address, Family};
-use crate::ambassador::{Ambassador, Launch};
+use crate::ambassador::{self, Ambassador, Launch};
+use crate::cgroup;
 use crate::peer::{Listener, Peer};
 use crate::place::Place;
+use crate::pod::is_root;
 
 /// From a client to its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub enum Way {
     Copy,
     /// Through an ambassador that splices.
     Splice,
+    /// Through an ambassador into whose upstream connection the kernel puts what the client writes.
+    Sockmap,
+    /// Past an ambassador that makes the client's own socket the upstream connection.
+    Direct,
 }
 
 /// A way that leads to a server.
@@ -30,6 +36,8 @@ pub struct Road {
     pub address: Address,
     /// What is in between, if anything.
     pub ambassador: Option<Ambassador>,
+    /// Which way it leads.
+    pub way: Way,
     _directory: TempDir,
 }
 
@@ -47,6 +55,18 @@ impl Way {
     pub const ALL: [Self; 3] = [Self::Unproxied, Self::Copy, Self::Splice];
     /// Every relay.
     pub const RELAYS: [Self; 2] = [Self::Copy, Self::Splice];
+
+    /// Why it cannot be taken by sockets of this family on this machine; `None` when it can.
+    pub fn obstacle(self, family: Family) -> Result<Option<String>> {
+        if family == Family::Tcp6 && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+            return Ok(Some("there is no IPv6 on the loopback here".to_owned()));
+        }
+        match self {
+            Self::Unproxied | Self::Copy | Self::Splice => Ok(None),
+            Self::Sockmap | Self::Direct if !is_root() => Ok(Some(format!("{self}: needs root"))),
+            Self::Sockmap | Self::Direct => ambassador::obstacle(&self.to_string()),
+        }
+    }
 }
 
 /// As `--tier` wants it.
@@ -56,6 +76,8 @@ impl fmt::Display for Way {
             Self::Unproxied => "unproxied",
             Self::Copy => "copy",
             Self::Splice => "splice",
+            Self::Sockmap => "sockmap",
+            Self::Direct => "direct",
         })
     }
 }
@@ -65,17 +87,28 @@ impl Road {
     pub fn to(server: &Address, way: Way, place: &Place, family: Family) -> Result<Self> {
         let directory = tempfile::tempdir().context("create a road's directory")?;
         if way == Way::Unproxied {
-            return Ok(Self { address: server.clone(), ambassador: None, _directory: directory });
+            return Ok(Self {
+                address: server.clone(),
+                ambassador: None,
+                way,
+                _directory: directory,
+            });
         }
         let address = match family {
             Family::Tcp => SocketAddr::from((Ipv4Addr::LOCALHOST, place.port()?)).into(),
+            Family::Tcp6 => SocketAddr::from((Ipv6Addr::LOCALHOST, place.port()?)).into(),
             Family::Unix => Address::Unix(directory.path().join("client.sock")),
         };
-        let ambassador = Launch::new(place)?
+        let mut launch = Launch::new(place)?
             .flag("--tier", way.to_string())
-            .route(format!("road:{address}={server}"))
-            .start()?;
-        Ok(Self { address, ambassador: Some(ambassador), _directory: directory })
+            .route(format!("road:{address}={server}"));
+        if matches!(way, Way::Sockmap | Way::Direct) {
+            launch = launch
+                .flag("--require", way.to_string())
+                .flag("--cgroup", cgroup::of_this_process()?);
+        }
+        let ambassador = launch.start()?;
+        Ok(Self { address, ambassador: Some(ambassador), way, _directory: directory })
     }
 }
 
@@ -94,6 +127,16 @@ impl Wire {
 
     /// A client and the server's end of its connection.
     pub fn pair(&self) -> Result<(Peer, Peer)> {
+        let (client, server) = self.blocking_pair()?;
+        if self.road.way == Way::Sockmap {
+            // What sockmap is for; what it is for others is the subject of `app.rs`.
+            client.socket().set_nonblocking(true).context("make a client non-blocking")?;
+        }
+        Ok((client, server))
+    }
+
+    /// The same, with a client that waits inside its reads and writes, whatever the way.
+    pub fn blocking_pair(&self) -> Result<(Peer, Peer)> {
         let client = self.road.address.connect()?;
         let server = self.listener.accept()?;
         Ok((client, server))
@@ -101,14 +144,24 @@ impl Wire {
 }
 
 /// Makes tests of behaviours: `on_every_way!(tcp: Tcp; a, b)` expects `a` and `b` of the functions
-/// of these names, which take a `&Wire`, on a direct connection and on each relay.
+/// of these names, which take a `&Wire`, on a direct connection and on every way that there is for
+/// the family.
 #[macro_export]
 macro_rules! on_every_way {
+    ($module:ident: Unix; $($behaviour:ident),+ $(,)?) => {
+        mod $module {
+            $crate::on_every_way!(@way unproxied Unproxied Unix; $($behaviour),+);
+            $crate::on_every_way!(@way copy Copy Unix; $($behaviour),+);
+            $crate::on_every_way!(@way splice Splice Unix; $($behaviour),+);
+        }
+    };
     ($module:ident: $family:ident; $($behaviour:ident),+ $(,)?) => {
         mod $module {
             $crate::on_every_way!(@way unproxied Unproxied $family; $($behaviour),+);
             $crate::on_every_way!(@way copy Copy $family; $($behaviour),+);
             $crate::on_every_way!(@way splice Splice $family; $($behaviour),+);
+            $crate::on_every_way!(@way sockmap Sockmap $family; $($behaviour),+);
+            $crate::on_every_way!(@way direct Direct $family; $($behaviour),+);
         }
     };
     (@way $module:ident $way:ident $family:ident; $($behaviour:ident),+) => {
@@ -118,6 +171,9 @@ macro_rules! on_every_way {
             $(
                 #[test]
                 fn $behaviour() -> anyhow::Result<()> {
+                    if let Some(obstacle) = Way::$way.obstacle(Family::$family)? {
+                        $crate::skip!("{obstacle}");
+                    }
                     super::super::$behaviour(&Wire::new(Way::$way, Family::$family)?)
                 }
             )+
