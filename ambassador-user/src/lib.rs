@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! *Edge*, for people and probes: [`cli`] and one module per command; [`admin`], [`status`],
-//! [`metrics`], [`telemetry`].
+//! [`metrics`], [`sockets`], [`telemetry`].
 //! *Control*, what should be true: [`config`], [`route`], [`upstream`], [`tier`], [`drain`], and
 //! [`daemon`], which brings everything up and down.
 //! *Data*, the bytes: [`proxy`], which knows nothing of the kernel tiers; [`datapath`], which is the
@@ -26,6 +26,7 @@ pub mod admin;
 pub mod metrics;
 pub mod process;
 pub mod service;
+pub mod sockets;
 pub mod status;
 pub mod telemetry;
 
