@@ -265,6 +265,33 @@ upstreams: { a: { endpoints: 'a:1', balance: round_robin }, unused: { endpoints:
     }
 
     #[test]
+    fn of_every_setting_the_higher_source_wins() {
+        const NAMES: [&str; 11] = [
+            "ADMIN_HTTP",
+            "CONTROL",
+            "TIER",
+            "REQUIRE",
+            "CGROUP",
+            "INSTANCE",
+            "STALE_AFTER",
+            "INFLIGHT_BYTES",
+            "INFLIGHT_MESSAGES",
+            "DRAIN_GRACE",
+            "DRAIN_DEADLINE",
+        ];
+        let layer = |values: &str| {
+            let values = values.split(' ').map(str::to_owned);
+            let settings = NAMES.map(|name| format!("AMBASSADOR_{name}")).into_iter().zip(values);
+            let route = [("AMBASSADOR_ROUTE_0".to_owned(), "a:1=x:1".to_owned())];
+            settings.chain(route).collect::<Environment>().layer().unwrap()
+        };
+        let higher = || layer("off unix:/a splice copy /a a 11s 65536 16 1s 2s");
+        let lower = layer("0.0.0.0:1 off copy none /b b 12s 65537 17 3s 4s");
+        let alone = resolve(vec![higher()]).unwrap().config;
+        assert_eq!(resolve(vec![higher(), lower]).unwrap().config, alone);
+    }
+
+    #[test]
     fn routes_are_united_and_a_name_from_a_higher_source_replaces_the_lower() {
         let resolved = resolve(vec![routes(["b:2222=new:1", "3333=a:1"]), file(FILE)]).unwrap();
         assert_eq!(names(&resolved), ["b", "a-2", "a"]);
