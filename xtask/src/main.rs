@@ -7,6 +7,7 @@ mod build_ebpf;
 mod check;
 mod command;
 mod demo;
+mod kernels;
 mod packages;
 mod release;
 mod setup;
@@ -35,6 +36,8 @@ enum Task {
     Demo,
     /// The ambassador beside no proxy, HAProxy and nginx, measured in one interleaved run
     Bench(bench::Options),
+    /// The product on Debian's other kernels, in virtual machines, and on this one: a Markdown table
+    Kernels,
     /// Every test, against real peers where they are there; closes with one line of totals
     Test,
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Check => check::run(),
         Task::Demo => demo::run(),
         Task::Bench(options) => bench::run(&options),
+        Task::Kernels => kernels::run(),
         Task::Test => test::run(),
     };
     match done {

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::command;
+use crate::command::{self, stdout_of};
 
 /// Rust with a precompiled `core` for the BPF targets.
 pub(crate) const COMPILER: &[&str] =
@@ -36,6 +36,9 @@ pub(crate) const FOR_TESTS: &[&str] = &[
 pub(crate) const FOR_BENCH: &[&str] =
     &["haproxy", "nginx-light", "libnginx-mod-stream", "redis-server", "redis-tools"];
 
+/// What boots other kernels.
+pub(crate) const FOR_KERNELS: &[&str] = &["qemu-system-x86", "busybox-static", "cpio"];
+
 /// Those of some packages that are not installed; all of them where there is no dpkg.
 pub(crate) fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
     let installed = |package: &str| {
@@ -61,6 +64,23 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         eprintln!("xtask: {error:#}; going on with the package lists that are there");
     }
     apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat())
+}
+
+/// The package with the highest number in its name among those that begin and end like this.
+pub(crate) fn newest(begin: &str, end: &str) -> Result<Option<String>> {
+    let names = stdout_of(Command::new("apt-cache").args(["pkgnames", begin]))?;
+    let numbers = |name: &&str| -> Vec<u64> {
+        name.split(|it: char| !it.is_ascii_digit()).filter_map(|it| it.parse().ok()).collect()
+    };
+    Ok(names.lines().filter(|name| name.ends_with(end)).max_by_key(numbers).map(str::to_owned))
+}
+
+/// Downloads a package into a directory, as anybody may, and returns where it is.
+pub(crate) fn download(package: &str, directory: &Path) -> Result<PathBuf> {
+    let mut apt = Command::new("apt-get");
+    command::run(apt.args(["--quiet", "download", package]).current_dir(directory))?;
+    let file = fs::read_dir(directory).context("list what was downloaded")?.next();
+    Ok(file.with_context(|| format!("find the downloaded {package}"))??.path())
 }
 
 /// The command that installs packages, for people.

@@ -1,4 +1,5 @@
-//! The product as it is shipped: the release binary, linked statically.
+//! Executables that run anywhere, because they are linked statically: the product as it is shipped,
+//! and what goes where there are no libraries.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -10,23 +11,35 @@ use crate::workspace::host_triple;
 
 /// Builds the static release binary and returns its path; cargo shows its progress on stderr.
 pub(crate) fn build() -> Result<PathBuf> {
+    step("build the static release binary");
+    linked_statically(&[
+        "build",
+        "--release",
+        "--package",
+        "ambassador-user",
+        "--bin",
+        "ambassador",
+    ])
+}
+
+/// Lets cargo build one static executable and returns its path.
+pub(crate) fn linked_statically(arguments: &[&str]) -> Result<PathBuf> {
     let triple = host_triple()?;
     let mut build = cargo();
     // An explicit target keeps the flags away from build scripts and procedural macros, which
     // cannot be linked statically.
-    build.args(["build", "--release", "--package", "ambassador-user", "--bin", "ambassador"]);
-    build.args(["--target", &triple, "--message-format", "json-render-diagnostics"]);
+    build.args(arguments).args(["--target", &triple]);
+    build.args(["--message-format", "json-render-diagnostics"]);
     let (variable, flags) = static_flags(&triple);
     build.env(variable, flags);
 
-    step("build the static release binary");
     let output = build
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("start `{}`", shown(&build)))?;
     ensure!(output.status.success(), "`{}` ended with {}", shown(&build), output.status);
-    executable(&output.stdout).context("find the built binary in cargo's messages")
+    executable(&output.stdout).context("find the built executable in cargo's messages")
 }
 
 /// The variable to set, and its value, so that the user's own flags keep their effect: cargo

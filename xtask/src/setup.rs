@@ -19,9 +19,11 @@ const LINKER: &str = "0.13.0";
 /// Everything, for everyone.
 pub(crate) fn run() -> Result<()> {
     let toolchain = toolchain();
-    let peers = peers("the tests", packages::FOR_TESTS);
+    let servers = peers("the tests", packages::FOR_TESTS);
+    let machines = peers("other kernels", packages::FOR_KERNELS);
     toolchain?;
-    peers
+    servers?;
+    machines
 }
 
 /// The eBPF object for the binary built next, where it can be had; says why where it cannot.

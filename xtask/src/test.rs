@@ -6,12 +6,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ambassador_tests::ambassador::BINARY;
 use ambassador_tests::skip;
 use anyhow::{Context, Result, ensure};
 
 use crate::command::{self, cargo, shown, stdout_of, step};
+use crate::kernels::{self, Verdict};
 use crate::{packages, release, setup, workspace};
 
 /// How long each fuzz target runs.
@@ -29,7 +32,7 @@ pub(crate) fn run() -> Result<()> {
     let skips = tempfile::NamedTempFile::new().context("create the list of skipped tests")?;
     let mut tests = cargo();
     tests.args(["test", "--workspace", "--no-fail-fast"]);
-    tests.env("AMBASSADOR_BIN", binary).env(skip::LIST, skips.path());
+    tests.env(BINARY, &binary).env(skip::LIST, skips.path());
     let mut totals = Totals::default();
     totals.watch(&mut tests)?;
     let skips = std::fs::read_to_string(skips.path()).context("read the list of skipped tests")?;
@@ -38,6 +41,7 @@ pub(crate) fn run() -> Result<()> {
     }
 
     fuzz(&mut totals)?;
+    other_kernels(&mut totals, &binary)?;
     println!("{totals}");
     ensure!(totals.failed == 0, "tests failed");
     Ok(())
@@ -76,6 +80,25 @@ fn fuzz(totals: &mut Totals) -> Result<()> {
                 eprintln!("xtask: {error:#}");
                 totals.failed += 1;
                 totals.failures.push(format!("fuzz target {target}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the product to other kernels, and shows what works where.
+fn other_kernels(totals: &mut Totals, binary: &Path) -> Result<()> {
+    for (kernel, verdict) in kernels::visit(binary)? {
+        match verdict {
+            Verdict::Passed => totals.passed += 1,
+            Verdict::Failed(why) => {
+                eprintln!("xtask: {kernel}: {why}");
+                totals.failed += 1;
+                totals.failures.push(kernel);
+            }
+            Verdict::Skipped(why) => {
+                totals.passed += 1;
+                totals.skip(&kernel, &why);
             }
         }
     }

@@ -1,0 +1,220 @@
+//! What the checks said on one kernel, and what is wrong with it.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+/// One kernel's column of the table.
+pub(super) struct Visit {
+    pub(super) kernel: String,
+    pub(super) findings: Vec<Finding>,
+    /// What must not be.
+    pub(super) wrong: Vec<String>,
+}
+
+/// One cell of it.
+pub(super) struct Finding {
+    pub(super) what: String,
+    pub(super) cell: String,
+    pub(super) remark: Option<String>,
+}
+
+impl Visit {
+    /// Reads what was said on this machine, where anybody may run anything, and not everything.
+    pub(super) fn here(told: &str) -> Result<Self> {
+        let mut visit = Self::read(&sections(told))?;
+        visit.kernel += " (here)";
+        Ok(visit)
+    }
+
+    /// Reads what was said in a virtual machine, where nothing stands in the way, and how it ended.
+    pub(super) fn to_a_machine(told: &str, ended: Result<()>) -> Result<Self> {
+        let sections = sections(told);
+        let mut visit = match Self::read(&sections) {
+            Ok(visit) => visit,
+            // Why it ended early says more than what is missing.
+            Err(missing) => return Err(ended.err().unwrap_or(missing)),
+        };
+        visit.wrong.extend(ended.err().map(|end| format!("{end:#}")));
+        match sections.get("warnings") {
+            None => visit.wrong.push("it did not come to its end".into()),
+            Some((_, warnings)) if warnings.is_empty() => {}
+            Some((_, warnings)) => visit.wrong.push(format!("the kernel warned:\n{warnings}")),
+        }
+        let doctor = doctor(&sections, "doctor")?;
+        if let (true, Some(obstacle)) = (doctor.ebpf.embedded, doctor.ebpf.obstacle) {
+            visit.wrong.push(format!("the eBPF object does not load: {obstacle}"));
+        }
+        Ok(visit)
+    }
+
+    fn read(sections: &Sections) -> Result<Self> {
+        let (_, kernel) = sections.get("kernel").context("it did not even say its name")?;
+        let mut visit = Self { kernel: release(kernel), findings: Vec::new(), wrong: Vec::new() };
+        visit.examined("", doctor(sections, "doctor")?);
+        if sections.contains_key("unprivileged") {
+            visit.examined(", unprivileged", doctor(sections, "unprivileged")?);
+        }
+        let outcome = match sections.get("torture") {
+            Some((0, _)) => "passed",
+            Some((code, output)) => {
+                visit.wrong.push(format!("the torture ended with {code}:\n{output}"));
+                "failed"
+            }
+            None => {
+                visit.wrong.push("the torture did not end".into());
+                "no end"
+            }
+        };
+        visit.find("torture".into(), outcome, None);
+        Ok(visit)
+    }
+
+    /// Takes in what the doctor said.
+    fn examined(&mut self, who: &str, doctor: Doctor) {
+        let loads = if doctor.ebpf.obstacle.is_none() { "yes" } else { "no" };
+        self.find(format!("eBPF object loads{who}"), loads, doctor.ebpf.obstacle);
+        for Tier { tier, works, reason } in doctor.tiers {
+            self.find(format!("`{tier}`{who}"), if works { "works" } else { "no" }, reason);
+        }
+        for Check { tier, check, passed, detail } in doctor.checks {
+            let cell = if passed { "passed" } else { "failed" };
+            self.find(format!("`{tier}`{who}: {check}"), cell, detail.filter(|_| !passed));
+        }
+    }
+
+    fn find(&mut self, what: String, cell: &str, remark: Option<String>) {
+        self.findings.push(Finding { what, cell: cell.into(), remark });
+    }
+}
+
+/// What `ambassador doctor --json` says, as far as it is wanted here.
+#[derive(Deserialize)]
+struct Doctor {
+    ebpf: Ebpf,
+    tiers: Vec<Tier>,
+    #[serde(default)]
+    checks: Vec<Check>,
+}
+
+#[derive(Deserialize)]
+struct Ebpf {
+    embedded: bool,
+    obstacle: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Tier {
+    tier: String,
+    works: bool,
+    reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Check {
+    tier: String,
+    check: String,
+    passed: bool,
+    detail: Option<String>,
+}
+
+fn doctor(sections: &Sections, name: &str) -> Result<Doctor> {
+    let (code, text) = sections.get(name).with_context(|| format!("find what {name} said"))?;
+    ensure!(*code == 0, "{name} ended with {code}: {text}");
+    serde_json::from_str(text).with_context(|| format!("read what {name} said: {text}"))
+}
+
+/// The exit code and the output of every check.
+type Sections<'a> = HashMap<&'a str, (i32, String)>;
+
+/// Cuts what was said at the marks that `checks.sh` sets. A check that did not end is none.
+fn sections(told: &str) -> Sections<'_> {
+    let mut sections = Sections::new();
+    let mut open = None;
+    for line in told.lines() {
+        if let Some(name) = line.strip_prefix("@begin ") {
+            open = Some((name, String::new()));
+        } else if let Some(code) = line.strip_prefix("@end ") {
+            if let (Some((name, text)), Ok(code)) = (open.take(), code.parse()) {
+                sections.insert(name, (code, text.trim().to_owned()));
+            }
+        } else if let Some((_, text)) = &mut open {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    sections
+}
+
+/// The kernel's release as its makers number it, out of what `uname -rv` says. Debian's own names
+/// leave the last number to the text behind.
+fn release(uname: &str) -> String {
+    let mut words = uname.split_whitespace();
+    let name = words.next().unwrap_or_default();
+    let number = words.skip_while(|&word| word != "Debian").nth(1).unwrap_or(name);
+    number.split(['-', '+']).next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCTOR: &str = r#"{"kernel":"x","ebpf":{"embedded":true,"loads":true,"obstacle":null},
+        "tiers":[{"tier":"direct","works":false,"reason":"too old"}],
+        "checks":[{"tier":"direct","check":"rewrites","passed":false,"detail":"EPERM"}]}"#;
+
+    fn told(torture: i32, warning: &str) -> String {
+        format!(
+            "@begin kernel\n6.1.0-56-cloud-amd64 #1 SMP Debian 6.1.192-2 (2026-11-16)\n\n@end 0\n\
+             @begin doctor\n{DOCTOR}\n@end 0\n@begin torture\ntest a ... FAILED\n@end {torture}\n\
+             @begin warnings\n{warning}@end 0\n"
+        )
+    }
+
+    #[test]
+    fn every_tier_and_check_is_a_finding_with_its_reason() -> Result<()> {
+        let visit = Visit::to_a_machine(&told(0, ""), Ok(()))?;
+        assert_eq!(visit.kernel, "6.1.192");
+        let found: Vec<_> = visit
+            .findings
+            .iter()
+            .map(|it| (it.what.as_str(), it.cell.as_str(), it.remark.as_deref()))
+            .collect();
+        let expected = [
+            ("eBPF object loads", "yes", None),
+            ("`direct`", "no", Some("too old")),
+            ("`direct`: rewrites", "failed", Some("EPERM")),
+            ("torture", "passed", None),
+        ];
+        assert_eq!(found, expected);
+        assert!(visit.wrong.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_failed_torture_and_a_warning_of_the_kernel_are_wrong() -> Result<()> {
+        let visit = Visit::to_a_machine(&told(101, "WARNING: CPU: 0\n"), Ok(()))?;
+        assert_eq!(visit.wrong.len(), 2, "{:?}", visit.wrong);
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_machine_said_before_it_was_cut_off_is_read_but_not_right() -> Result<()> {
+        let told = told(0, "");
+        let cut = told.find("@begin torture").context("find the torture")?;
+        let visit = Visit::to_a_machine(&told[..cut], Err(anyhow::anyhow!("out of time")))?;
+        assert_eq!(visit.findings.last().map(|it| it.cell.as_str()), Some("no end"));
+        assert!(visit.wrong.contains(&"out of time".to_owned()), "{:?}", visit.wrong);
+        Ok(())
+    }
+
+    #[test]
+    fn a_release_is_numbered_as_its_makers_do() {
+        assert_eq!(
+            release("6.12.117+deb12-cloud-amd64 #1 SMP Debian 6.12.117-1~deb12u1"),
+            "6.12.117"
+        );
+        assert_eq!(release("6.18.44-other #1 SMP"), "6.18.44");
+    }
+}
