@@ -4,6 +4,10 @@
 //! integers only, without implicit padding, and their layout is asserted beside them.
 #![no_std]
 
+// This file is the root of a library, and would look for it beside itself, among the hooks.
+#[path = "contract/sockmap.rs"]
+pub mod sockmap;
+
 /// The sock_ops program that counts what becomes of connections.
 pub const TRACKER: &str = "tracker";
 

@@ -3,14 +3,26 @@
 //! | hook | file | does |
 //! |---|---|---|
 //! | sock_ops | `lifecycle.rs` | counts what becomes of connections |
+//! | sock_ops | `enrol.rs` | enrols the sockets of clients for `uplink`, follows acknowledgements |
+//! | sk_msg | `uplink.rs` | passes what a client sends on to its upstream's socket |
 //!
 //! For any target but BPF this is an empty program, so that the workspace builds everywhere.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod context;
+#[cfg(target_arch = "bpf")]
+mod enrol;
+#[cfg(target_arch = "bpf")]
 mod lifecycle;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod tcp;
+#[cfg(target_arch = "bpf")]
+mod uplink;
+#[cfg(target_arch = "bpf")]
+mod volatile;
 
 /// The kernel reads this to decide which helpers the programs may call.
 #[cfg(target_arch = "bpf")]

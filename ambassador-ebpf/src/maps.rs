@@ -1,5 +1,7 @@
 //! Every map of the object, each with who writes, who reads and who deletes.
 
+pub(crate) mod sockmap;
+
 use ambassador_ebpf::ConnectionCounts;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;

@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod probe;
+pub mod sockmap;
 pub mod tracker;
 
 /// The eBPF object that this binary carries.

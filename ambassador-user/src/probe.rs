@@ -24,6 +24,6 @@ pub fn tcp(target: Target, timeout: Duration) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         names.watch();
-        connect(&upstream).await.map(drop)
+        connect(&upstream, &None).await.map(drop)
     })
 }

@@ -9,6 +9,7 @@ pub mod copy;
 pub mod listener;
 pub mod port_owner;
 pub mod relay;
+pub mod shortcut;
 pub mod socket;
 pub mod splice;
 
@@ -18,6 +19,7 @@ use crate::drain::Drain;
 use crate::route::Route;
 use connection::Connections;
 use listener::Listener;
+use shortcut::Shortcuts;
 use splice::PipePool;
 
 /// What every accept loop shares.
@@ -25,6 +27,8 @@ use splice::PipePool;
 pub struct Shared {
     pub connections: Arc<Connections>,
     pub pipes: Arc<PipePool>,
+    /// For routes of the `sockmap` tier, if there is one here.
+    pub shortcuts: Option<Arc<dyn Shortcuts>>,
 }
 
 /// Accepts the connections of one listen address until the drain closes it.
@@ -37,7 +41,7 @@ pub async fn serve(route: Arc<Route>, listener: Listener, shared: Shared, drain:
             () = drain.closed() => break,
         };
         match route.admit() {
-            Some(admission) => shared.connections.spawn(admission, socket, peer, &shared.pipes),
+            Some(admission) => shared.connections.spawn(admission, socket, peer, &shared),
             None => socket.reset(),
         }
     }

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -118,8 +117,8 @@ pub fn connections(service: &Service) -> Vec<ConnectionStatus> {
             peer: about.peer.to_string(),
             endpoint: about.endpoint.get().map(ToString::to_string).unwrap_or_default(),
             tier: about.route().tier.to_string(),
-            bytes_up: about.traffic.up.load(Ordering::Relaxed),
-            bytes_down: about.traffic.down.load(Ordering::Relaxed),
+            bytes_up: about.traffic.up(),
+            bytes_down: about.traffic.down(),
             age_seconds: about.age().as_secs_f64(),
         })
         .collect()

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -10,6 +12,7 @@ use socket2::{Domain, SockAddr, Type};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::shortcut::Shortcuts;
 use super::socket::{Family, Socket, tune_tcp};
 use crate::upstream::{Lease, Reach, Upstream};
 
@@ -24,15 +27,18 @@ pub struct Connected {
     pub lease: Lease,
 }
 
+/// Who is shown each socket before it is connected.
+type Prepare = Option<Arc<dyn Shortcuts>>;
+
 /// Tries endpoints as the upstream's policy orders them: each at most once, at most `attempts` of
 /// them, each within `timeout`.
-pub async fn connect(upstream: &Upstream) -> Result<Connected> {
+pub async fn connect(upstream: &Upstream, prepare: &Prepare) -> Result<Connected> {
     let mut tried = Vec::new();
     let mut failures = Vec::new();
     for _ in 0..upstream.connect.attempts.get() {
         let Some((index, lease)) = upstream.choose(&tried) else { break };
         let deadline = Instant::now() + upstream.connect.timeout;
-        match timeout_at(deadline, reach(&lease)).await.unwrap_or_else(|_elapsed| {
+        match timeout_at(deadline, reach(&lease, prepare)).await.unwrap_or_else(|_elapsed| {
             Err(anyhow!(
                 "no answer within {}",
                 humantime::format_duration(upstream.connect.timeout)
@@ -48,25 +54,28 @@ pub async fn connect(upstream: &Upstream) -> Result<Connected> {
     Err(anyhow!("{}", failures.join("; ")))
 }
 
-async fn reach(lease: &Lease) -> Result<Socket> {
+async fn reach(lease: &Lease, prepare: &Prepare) -> Result<Socket> {
     match lease.endpoint().reach().await? {
         Reach::Unix(path) => unix(&path).await.context("connect"),
         Reach::Tcp(addresses) => match addresses[..] {
-            [address] => tcp(address).await.with_context(|| format!("connect to {address}")),
-            _ => fastest(addresses).await,
+            [address] => {
+                tcp(address, prepare).await.with_context(|| format!("connect to {address}"))
+            }
+            _ => fastest(addresses, prepare).await,
         },
     }
 }
 
 /// Tries the addresses in order, the next one beside the last when that fails or stays silent.
-async fn fastest(addresses: Vec<SocketAddr>) -> Result<Socket> {
+async fn fastest(addresses: Vec<SocketAddr>, prepare: &Prepare) -> Result<Socket> {
     let mut waiting = addresses.into_iter();
     let mut racing = JoinSet::new();
     let mut failure = anyhow!("no address");
     loop {
         if let Some(address) = waiting.next() {
+            let prepare = prepare.clone();
             racing.spawn(async move {
-                tcp(address).await.with_context(|| format!("connect to {address}"))
+                tcp(address, &prepare).await.with_context(|| format!("connect to {address}"))
             });
         }
         let ended = if waiting.len() > 0 {
@@ -86,9 +95,12 @@ async fn fastest(addresses: Vec<SocketAddr>) -> Result<Socket> {
     }
 }
 
-async fn tcp(address: SocketAddr) -> io::Result<Socket> {
+async fn tcp(address: SocketAddr, prepare: &Prepare) -> io::Result<Socket> {
     let socket = stream(Domain::for_address(address))?;
     tune_tcp(&socket)?;
+    if let Some(shortcuts) = prepare {
+        shortcuts.prepare(socket.as_fd());
+    }
     let target = address.into();
     // Asked again, connect(2) tells how far it is. Within a node the handshake is over by the time the
     // first call returns, and so is this: no timer, no event, no further question.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,8 +16,10 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
+use super::Shared;
 use super::connect::{self, Connected};
 use super::relay::{Broken, Traffic, relay};
+use super::shortcut::Shortcuts;
 use super::socket::Socket;
 use super::splice::PipePool;
 use crate::config::Tier;
@@ -70,7 +73,7 @@ impl Connections {
         admission: Admission,
         client: Socket,
         peer: Peer,
-        pipes: &Arc<PipePool>,
+        shared: &Shared,
     ) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let about = Arc::new(About {
@@ -87,10 +90,14 @@ impl Connections {
             connections: Arc::clone(self),
             outcome: Outcome::Cut,
         };
-        let pipes = (about.route().tier == Tier::Splice).then(|| Arc::clone(pipes));
+        let tier = about.route().tier;
+        let means = Means {
+            pipes: (tier >= Tier::Splice).then(|| Arc::clone(&shared.pipes)),
+            shortcuts: shared.shortcuts.clone().filter(|_| tier >= Tier::Sockmap),
+        };
         // Held over the spawn: the task's record takes itself out, which must not come first.
         let mut live = self.live();
-        let task = tokio::spawn(carry(record, client, pipes));
+        let task = tokio::spawn(carry(record, client, means));
         live.insert(id, (about, task.abort_handle()));
     }
 
@@ -138,6 +145,14 @@ impl About {
         self.admission.route()
     }
 
+    /// What carries it: a connection of the `sockmap` tier may have no shortcut.
+    pub fn tier(&self) -> Tier {
+        match self.route().tier {
+            tier if tier > Tier::Splice && self.traffic.shortcut.get().is_none() => Tier::Splice,
+            tier => tier.min(Tier::Sockmap),
+        }
+    }
+
     pub fn age(&self) -> Duration {
         self.started.elapsed()
     }
@@ -145,19 +160,24 @@ impl About {
     /// Hands what has moved since the last time to the route's counters.
     fn settle(&self) {
         let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
-        let up = self.traffic.up.load(Ordering::Relaxed);
-        let down = self.traffic.down.load(Ordering::Relaxed);
+        let (up, down) = (self.traffic.up(), self.traffic.down());
         self.route().count_bytes(up - settled.0, down - settled.1);
         *settled = (up, down);
     }
 }
 
-async fn carry(mut record: Record, client: Socket, pipes: Option<Arc<PipePool>>) {
+/// What a connection may use, by the tier of its route.
+struct Means {
+    pipes: Option<Arc<PipePool>>,
+    shortcuts: Option<Arc<dyn Shortcuts>>,
+}
+
+async fn carry(mut record: Record, client: Socket, means: Means) {
     let about = Arc::clone(&record.about);
     let route = about.route();
     let mut pair = Pair { client: Some(client), upstream: None };
     // Boxed: connecting takes a large state that an established connection must not carry along.
-    let lease = match Box::pin(connect::connect(&route.upstream)).await {
+    let lease = match Box::pin(connect::connect(&route.upstream, &means.shortcuts)).await {
         Ok(Connected { socket, lease }) => {
             pair.upstream = Some(socket);
             lease
@@ -179,7 +199,7 @@ async fn carry(mut record: Record, client: Socket, pipes: Option<Arc<PipePool>>)
     // Set once, here.
     let _ = about.endpoint.set(Arc::clone(lease.endpoint().label()));
 
-    record.outcome = match pair.relay(pipes.as_ref(), &about.traffic, route.idle_timeout).await {
+    record.outcome = match pair.relay(&means, &about.traffic, route.idle_timeout).await {
         Ok(()) => Outcome::Ok,
         Err(Broken::Client(error)) => {
             debug!(route = %route.name, peer = %about.peer, "client: {error}");
@@ -202,14 +222,20 @@ struct Pair {
 impl Pair {
     async fn relay(
         &mut self,
-        pipes: Option<&Arc<PipePool>>,
+        means: &Means,
         traffic: &Traffic,
         idle_timeout: Option<Duration>,
     ) -> Result<(), Broken> {
         let (Some(client), Some(upstream)) = (&self.client, &self.upstream) else {
             return Ok(());
         };
-        relay(client, upstream, pipes, traffic, idle_timeout).await?;
+        if let Some(shortcuts) = &means.shortcuts
+            && let Some(shortcut) = shortcuts.open(client.as_fd(), upstream.as_fd())
+        {
+            // Set once, here.
+            let _ = traffic.shortcut.set(shortcut);
+        }
+        relay(client, upstream, means.pipes.as_ref(), traffic, idle_timeout).await?;
         // In order: dropping a socket sends its FIN.
         self.client = None;
         self.upstream = None;
@@ -243,10 +269,10 @@ impl Drop for Record {
             route = %route.name,
             peer = %about.peer,
             endpoint,
-            tier = %route.tier,
+            tier = %about.tier(),
             outcome = self.outcome.name(),
-            bytes_up = about.traffic.up.load(Ordering::Relaxed),
-            bytes_down = about.traffic.down.load(Ordering::Relaxed),
+            bytes_up = about.traffic.up(),
+            bytes_down = about.traffic.down(),
             duration_ms = about.age().as_secs_f64() * 1e3,
             "connection"
         );

@@ -7,14 +7,16 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::RawFd;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::task::coop::unconstrained;
+use tokio::time::sleep;
 
 use super::copy::Copy;
+use super::shortcut::{Beside, Shortcut};
 use super::socket::{Pulled, Socket};
 use super::splice::{Pipe, PipePool};
 
@@ -32,13 +34,24 @@ const SMALL_PULLS: u8 = 16;
 /// Bytes moved so far; written by the relay, read by whoever reports.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    pub up: AtomicU64,
-    pub down: AtomicU64,
+    relayed_up: AtomicU64,
+    relayed_down: AtomicU64,
+    /// What carries, beside the relay, bytes of the client.
+    pub shortcut: OnceLock<Arc<dyn Shortcut>>,
 }
 
 impl Traffic {
+    pub fn up(&self) -> u64 {
+        let carried = self.shortcut.get().map_or(0, |shortcut| shortcut.carried());
+        self.relayed_up.load(Ordering::Relaxed) + carried
+    }
+
+    pub fn down(&self) -> u64 {
+        self.relayed_down.load(Ordering::Relaxed)
+    }
+
     pub fn total(&self) -> u64 {
-        self.up.load(Ordering::Relaxed).wrapping_add(self.down.load(Ordering::Relaxed))
+        self.up().wrapping_add(self.down())
     }
 }
 
@@ -80,8 +93,9 @@ async fn transfer(
     pipes: Option<&Arc<PipePool>>,
     traffic: &Traffic,
 ) -> Result<(), Broken> {
-    let mut up = Way::Open(Direction::new(client, upstream, pipes, &traffic.up));
-    let mut down = Way::Open(Direction::new(upstream, client, pipes, &traffic.down));
+    let shortcut = traffic.shortcut.get().map(|shortcut| Beside::new(&**shortcut));
+    let mut up = Way::Open(Direction::new(client, upstream, pipes, &traffic.relayed_up, shortcut));
+    let mut down = Way::Open(Direction::new(upstream, client, pipes, &traffic.relayed_down, None));
     let mut client_failure = pin!(client.failed());
     let mut upstream_failure = pin!(upstream.failed());
     let (mut client_failed, mut upstream_failed) = (false, false);
@@ -112,7 +126,7 @@ async fn idle(traffic: &Traffic, timeout: Duration) {
     let mut seen = traffic.total();
     let mut quiet = 0;
     while quiet < 4 {
-        tokio::time::sleep(timeout / 4).await;
+        sleep(timeout / 4).await;
         let now = traffic.total();
         quiet = if now == seen { quiet + 1 } else { 0 };
         seen = now;
@@ -154,6 +168,7 @@ struct Direction<'a> {
     busyness: Busyness,
     pipes: Option<&'a Arc<PipePool>>,
     moved: &'a AtomicU64,
+    beside: Option<Beside<'a>>,
 }
 
 /// What carries the bytes of a direction right now.
@@ -181,6 +196,7 @@ impl<'a> Direction<'a> {
         to: &'a Socket,
         pipes: Option<&'a Arc<PipePool>>,
         moved: &'a AtomicU64,
+        beside: Option<Beside<'a>>,
     ) -> Self {
         Self {
             from,
@@ -189,6 +205,7 @@ impl<'a> Direction<'a> {
             busyness: Busyness::Quiet { large_pulls: 0 },
             pipes,
             moved,
+            beside,
         }
     }
 
@@ -212,8 +229,32 @@ impl<'a> Direction<'a> {
                 return Ok(Poll::Pending);
             }
             self.choose_carrier();
-            let carrier = &mut self.carrier;
-            let pulled = self.from.poll_take(cx, |from| carrier.pull(from, self.to.fd()));
+            if let Some(beside) = &mut self.beside
+                && beside.poll_pause(cx).is_pending()
+            {
+                return Ok(Poll::Pending);
+            }
+            let (to, carrier, beside) = (self.to, &mut self.carrier, &self.beside);
+            let mut early = false;
+            let pulled = self.from.poll_take(cx, |from| {
+                let settled = || beside.as_ref().is_none_or(|it| it.is_settled(to));
+                if settled() {
+                    let pulled = carrier.pull(from, to.fd())?;
+                    // Asked again at the end, after which nothing can take the shortcut any more.
+                    if pulled.taken > 0 || settled() {
+                        return Ok(pulled);
+                    }
+                }
+                early = true;
+                Ok(Pulled { taken: 0, passed: 0, short: false })
+            });
+            if let Some(beside) = &mut self.beside {
+                if early {
+                    beside.pause().map_err(End::Receiver)?;
+                    continue;
+                }
+                beside.go_on();
+            }
             let Poll::Ready(pulled) = pulled else {
                 // Nothing moves, so nothing is held on to.
                 self.carrier = Carrier::Copy(Copy::default());
@@ -246,7 +287,11 @@ impl<'a> Direction<'a> {
 
     fn count(&self, bytes: usize) {
         // One writer: no need for a locked addition on the hot path.
-        self.moved.store(self.moved.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
+        let moved = self.moved.load(Ordering::Relaxed) + bytes as u64;
+        self.moved.store(moved, Ordering::Relaxed);
+        if let Some(beside) = &self.beside {
+            beside.forwarded(moved);
+        }
     }
 }
 

@@ -1,0 +1,117 @@
+//! Enrols the sockets of clients, and follows what upstreams acknowledge.
+//!
+//! - program: `sock_ops`, attached to a cgroup; stands beside `tracker` and the programs of others
+//! - kernel: 5.15 (`bpf_get_netns_cookie` here)
+//! - maps: `ENROL_LISTENERS`, `UPLINK_TAGS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`
+//!   (write)
+//! - byte order: as in `uplink`
+//! - on failure: a socket that is not enrolled stays as it is, and its bytes take the relay; an
+//!   acknowledgement that is missed makes the upstream's socket look fuller than it is. The program sets
+//!   nothing but its own subscription, writes no reply and always returns 1.
+
+use ambassador_ebpf::sockmap::{ANY_CLIENT, ListenerKey, place};
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG,
+};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+
+use crate::context::{event_socket, event_tuple};
+use crate::maps::sockmap::{
+    CLIENT_SOCKETS, ENROL_LISTENERS, ENROLLED, ORDERS, PROGRESS, UPLINK_TAGS,
+};
+use crate::tcp::TcpSocket;
+use crate::volatile;
+
+/// What the kernel expects of a sock_ops program that has no reply to give.
+const OK: u32 = 1;
+
+/// Why an event changed nothing.
+enum Miss {
+    /// Not an event this program is for.
+    Event,
+    /// Neither a client of a listener nor a socket of ours.
+    Stranger,
+    /// A client whose app would notice.
+    Unfit,
+    /// A map is full, or the kernel refused.
+    Refused,
+}
+
+/// Looks at one event of one connection.
+#[sock_ops]
+pub(crate) fn enrol(ctx: SockOpsContext) -> u32 {
+    // A miss leaves the connection as it is; there is nobody to tell.
+    let _: Result<(), Miss> = try_enrol(&ctx);
+    OK
+}
+
+fn try_enrol(ctx: &SockOpsContext) -> Result<(), Miss> {
+    match ctx.op() {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => match flow_of(ctx) {
+            Ok(_) => follow(ctx),
+            Err(_) => enrol_client(ctx),
+        },
+        BPF_SOCK_OPS_RTT_CB => note_acknowledged(ctx),
+        _ => Err(Miss::Event),
+    }
+}
+
+/// Puts the socket of a client where its messages are looked at.
+fn enrol_client(ctx: &SockOpsContext) -> Result<(), Miss> {
+    let tuple = event_tuple(ctx).ok_or(Miss::Stranger)?;
+    let listener = ListenerKey {
+        // SAFETY: the helper takes this context.
+        netns: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
+        address: tuple.listener,
+        port: tuple.listener_port,
+        _zero: 0,
+    };
+    // SAFETY: the flags are copied at once; a listener's never change.
+    let flags = unsafe { ENROL_LISTENERS.get(listener) }.copied().ok_or(Miss::Stranger)?;
+    let socket = TcpSocket::of(event_socket(ctx)).ok_or(Miss::Stranger)?;
+    if flags & ANY_CLIENT == 0 && !socket.is_fit() {
+        return Err(Miss::Unfit);
+    }
+    // SAFETY: the context is alive, and nothing else refers to it during the call.
+    let event = unsafe { &mut *ctx.ops };
+    CLIENT_SOCKETS.update(tuple, event, BPF_ANY.into()).map_err(|_| Miss::Refused)?;
+    ENROLLED.insert(tuple, flags, BPF_ANY.into()).map_err(|_| Miss::Refused)
+}
+
+/// Asks for the acknowledgements of an upstream's socket, beside whatever others asked for.
+fn follow(ctx: &SockOpsContext) -> Result<(), Miss> {
+    let flags = ctx.cb_flags() | BPF_SOCK_OPS_RTT_CB_FLAG;
+    ctx.set_cb_flags(flags.cast_signed()).map_err(|_| Miss::Refused)
+}
+
+fn note_acknowledged(ctx: &SockOpsContext) -> Result<(), Miss> {
+    let id = flow_of(ctx)?;
+    let orders = ORDERS.get(place(id)).ok_or(Miss::Stranger)?;
+    if id == 0 || volatile::read(&orders.id) != id {
+        return Err(Miss::Stranger);
+    }
+    let progress = PROGRESS.get_ptr_mut(place(id)).ok_or(Miss::Stranger)?;
+    // SAFETY: the context is alive, and this is one of its fields.
+    let acked = unsafe { (*ctx.ops).bytes_acked };
+    // SAFETY: this line is written here only, under the lock of the flow's one upstream socket.
+    unsafe { (*progress).received.acked = acked };
+    Ok(())
+}
+
+/// The flow of a socket of ours to an upstream: 0 if it has none yet.
+fn flow_of(ctx: &SockOpsContext) -> Result<u64, Miss> {
+    let socket = event_socket(ctx);
+    if socket.is_null() {
+        return Err(Miss::Stranger);
+    }
+    let map = (&raw const UPLINK_TAGS).cast_mut().cast();
+    // SAFETY: the helper takes this map and this socket; nothing is created.
+    let tag = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0) };
+    if tag.is_null() {
+        return Err(Miss::Stranger);
+    }
+    // SAFETY: what the helper found is the map's value.
+    Ok(unsafe { tag.cast::<u64>().read_volatile() })
+}

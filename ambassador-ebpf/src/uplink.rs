@@ -1,0 +1,107 @@
+//! The way up: what a client sends goes straight to the socket of its upstream, while it may.
+//!
+//! - program: `sk_msg`, attached to the socket hash `CLIENT_SOCKETS`
+//! - kernel: 5.15 (as `enrol`, without which no socket gets here)
+//! - maps: `FLOWS`, `ORDERS` (read), `UPLINK_SOCKETS` (redirect), `PROGRESS` (write)
+//! - byte order: addresses stay in network order; `remote_port` comes in network order, in the upper
+//!   half of the word on little-endian machines, and leaves in that of the machine
+//! - on failure: the message takes its native way to the ambassador, which forwards it. The program
+//!   never drops one: where a redirect is not possible, the helper's verdict is not returned.
+//!
+//! A byte may be redirected only if the upstream's socket has accepted every earlier byte of the client.
+//! The client's socket is locked here, so nothing in this file depends on timing.
+
+use ambassador_ebpf::sockmap::{ANY_CLIENT, CHECKPOINTS, Orders, Sent, Tuple, place};
+use aya_ebpf::bindings::sk_action::SK_PASS;
+use aya_ebpf::macros::sk_msg;
+use aya_ebpf::programs::SkMsgContext;
+
+use crate::context::{message_socket, message_tuple};
+use crate::maps::sockmap::{FLOWS, ORDERS, PROGRESS, UPLINK_SOCKETS};
+use crate::tcp::TcpSocket;
+use crate::volatile;
+
+/// Why a message takes its native way.
+enum Pass {
+    /// The client has no flow, or that is not armed.
+    NotArmed,
+    /// The socket has become one whose app would notice.
+    Unfit,
+    /// Not all that took the native way before has been forwarded.
+    NotLatched,
+    /// The upstream's socket holds as much as it may.
+    OverBudget,
+    /// The upstream's socket has gone.
+    NoUpstream,
+}
+
+/// Decides on one message.
+#[sk_msg]
+pub(crate) fn uplink(ctx: SkMsgContext) -> u32 {
+    // The verdict is the same either way: the helper has noted where a redirected message goes.
+    let _: Result<(), Pass> = try_uplink(&ctx);
+    SK_PASS
+}
+
+fn try_uplink(ctx: &SkMsgContext) -> Result<(), Pass> {
+    let tuple = message_tuple(ctx).ok_or(Pass::NotArmed)?;
+    // SAFETY: the id is copied at once, and below it is held against orders that change hands only
+    // while they are not armed.
+    let id = unsafe { FLOWS.get(tuple) }.copied().ok_or(Pass::NotArmed)?;
+    let orders = ORDERS.get(place(id)).ok_or(Pass::NotArmed)?;
+    if id == 0 || volatile::read(&orders.armed) != id || !is_of(orders, &tuple) {
+        return Err(Pass::NotArmed);
+    }
+    let progress = PROGRESS.get_ptr_mut(place(id)).ok_or(Pass::NotArmed)?;
+    // SAFETY: these lines are written here only, under the lock of the flow's one client socket.
+    let sent = unsafe { &mut (*progress).sent };
+    // SAFETY: the pointer is that of a living element.
+    let acked = volatile::read(unsafe { &(*progress).received.acked });
+    let socket = TcpSocket::of(message_socket(ctx)).ok_or(Pass::NotArmed)?;
+
+    if volatile::read(&orders.flags) & ANY_CLIENT == 0 && !socket.is_fit() {
+        sent.unfit = 1;
+        return Err(Pass::Unfit);
+    }
+    let forwarded = volatile::read(&orders.forwarded);
+    if socket.bytes_sent() != forwarded {
+        return Err(Pass::NotLatched);
+    }
+    let length = u64::from(ctx.size());
+    let end = sent.redirected + forwarded + length;
+    // Nothing is known of acknowledgements before the first one.
+    let acked = acked.saturating_sub(volatile::read(&orders.base));
+    if end - acked > volatile::read(&orders.budget) {
+        return Err(Pass::OverBudget);
+    }
+    let checkpoint = checkpoint(sent, volatile::read(&orders.stride), acked)?;
+    if UPLINK_SOCKETS.redirect_msg(ctx, id, 0) != i64::from(SK_PASS) {
+        return Err(Pass::NoUpstream);
+    }
+    // Counted before the bytes move, so that user space never forwards later ones ahead of them.
+    sent.redirected += length;
+    sent.messages += 1;
+    if let Some(slot) = sent.checkpoints.get_mut(checkpoint) {
+        *slot = end;
+    }
+    Ok(())
+}
+
+/// The slot to note this message in, or none (`usize::MAX`) between two strides.
+///
+/// Each message costs the upstream's socket memory beside its bytes. The slot to be written over is that
+/// of the message [`CHECKPOINTS`] strides ago, which must have been acknowledged.
+fn checkpoint(sent: &Sent, stride: u64, acked: u64) -> Result<usize, Pass> {
+    if stride == 0 || !sent.messages.is_multiple_of(stride) {
+        return Ok(usize::MAX);
+    }
+    let slot = (sent.messages / stride % CHECKPOINTS) as usize;
+    match sent.checkpoints.get(slot) {
+        Some(&end) if end > acked => Err(Pass::OverBudget),
+        _ => Ok(slot),
+    }
+}
+
+fn is_of(orders: &Orders, tuple: &Tuple) -> bool {
+    volatile::read(&orders.tuple) == *tuple
+}

@@ -1,0 +1,244 @@
+//! One flow: a client (A), its accepted socket and its upstream's socket (C), from the moment A's bytes
+//! may go straight to C until the last of the three is gone.
+//!
+//! The account: what C has accepted equals what the programs redirected and the relay forwarded. It is
+//! read so that a race can only make C's side look smaller, that is, later and never earlier.
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use ambassador_ebpf::sockmap::{CHECKPOINTS, MOST_FLOWS, Orders, Progress, Tuple, id, place};
+use anyhow::{Context, Result};
+
+use super::Kernel;
+use super::shared::Shared;
+use crate::proxy::shortcut::Shortcut;
+
+/// What C's buffer must be able to hold, so that a redirected message never finds it full: the budget,
+/// a few kilobytes of overhead for each message in flight, and room for what the relay forwards.
+const SEND_BUFFER: libc::c_int = 4 * 1024 * 1024;
+/// Of C's buffer, as the kernel counts it, the share of bytes, and what a message may cost beside them.
+const SHARE_OF_BYTES: u64 = 3;
+const COST_OF_MESSAGE: u64 = 4096;
+/// BPF_EXIST: only if it is there.
+const EXISTING: u64 = 2;
+/// BPF_NOEXIST: only if nobody else has it.
+const NEW: u64 = 1;
+
+#[derive(Debug)]
+pub(super) struct Flow {
+    kernel: Arc<Kernel>,
+    tuple: Tuple,
+    id: u64,
+    /// How many redirected bytes C is known to have accepted.
+    settled: AtomicU64,
+    /// Whether A is an ordinary socket again.
+    handed_back: AtomicBool,
+}
+
+/// Ends all flows of a process that is no more.
+pub(super) fn forget_all(orders: &Shared) {
+    for place in 0..MOST_FLOWS {
+        orders.word(place, offset_of!(Orders, armed)).store(0, Ordering::Relaxed);
+    }
+}
+
+impl Flow {
+    /// Opens a flow, and arms it: from now on A's messages may be redirected.
+    pub(super) fn open(
+        kernel: &Arc<Kernel>,
+        tuple: Tuple,
+        flags: u64,
+        upstream: BorrowedFd<'_>,
+    ) -> Result<Self> {
+        let place = kernel.take_place().context("every place is taken")?;
+        // The last id tells how often the place was taken. It stays when the flow has ended.
+        let last = kernel.orders.word(place, offset_of!(Orders, id)).load(Ordering::Relaxed);
+        let flow = Self {
+            kernel: Arc::clone(kernel),
+            tuple,
+            id: id((last >> 32) + 1, place),
+            settled: AtomicU64::new(0),
+            handed_back: AtomicBool::new(false),
+        };
+        flow.begin(flags, upstream)?;
+        Ok(flow)
+    }
+
+    fn begin(&self, flags: u64, upstream: BorrowedFd<'_>) -> Result<()> {
+        let buffer = widen(upstream).context("widen the upstream's send buffer")?;
+        let limits = self.kernel.limits;
+        let bytes = limits.bytes.min(buffer / SHARE_OF_BYTES);
+        let messages = limits.messages.min(buffer / COST_OF_MESSAGE);
+        let base =
+            accepted_exactly(upstream).context("ask what the upstream's socket has accepted")?;
+
+        for word in 0..size_of::<Progress>() / size_of::<u64>() {
+            self.kernel
+                .progress
+                .word(place(self.id), word * size_of::<u64>())
+                .store(0, Ordering::Relaxed);
+        }
+        for (at, word) in words(&self.tuple).into_iter().enumerate() {
+            self.order(at * size_of::<u64>()).store(word, Ordering::Relaxed);
+        }
+        self.order(offset_of!(Orders, flags)).store(flags, Ordering::Relaxed);
+        self.order(offset_of!(Orders, stride)).store(messages / CHECKPOINTS, Ordering::Relaxed);
+        self.order(offset_of!(Orders, forwarded)).store(0, Ordering::Relaxed);
+        self.order(offset_of!(Orders, base)).store(base, Ordering::Relaxed);
+        self.order(offset_of!(Orders, budget)).store(bytes, Ordering::Relaxed);
+        self.order(offset_of!(Orders, id)).store(self.id, Ordering::Release);
+
+        let mut tables = self.kernel.tables();
+        tables.tags.insert(&upstream, self.id, EXISTING).context("mark the upstream's socket")?;
+        tables.upstreams.insert(self.id, upstream.as_raw_fd(), NEW).context("add the upstream")?;
+        tables.flows.insert(self.tuple, self.id, 0).context("add the flow")?;
+        drop(tables);
+        self.order(offset_of!(Orders, armed)).store(self.id, Ordering::Release);
+        Ok(())
+    }
+
+    fn order(&self, field: usize) -> &AtomicU64 {
+        self.kernel.orders.word(place(self.id), field)
+    }
+
+    fn progress(&self, field: usize) -> u64 {
+        self.kernel.progress.word(place(self.id), field).load(Ordering::Acquire)
+    }
+
+    fn is_armed(&self) -> bool {
+        self.order(offset_of!(Orders, armed)).load(Ordering::Relaxed) != 0
+    }
+
+    /// Makes A an ordinary socket again, once.
+    fn hand_back(&self) {
+        if !self.handed_back.swap(true, Ordering::Relaxed) {
+            // It fails if A is closed already.
+            let _ = self.kernel.tables().clients.remove(&self.tuple);
+        }
+    }
+}
+
+impl Shortcut for Flow {
+    fn carried(&self) -> u64 {
+        self.progress(offset_of!(Progress, sent.redirected))
+    }
+
+    fn is_settled(&self, upstream: BorrowedFd<'_>) -> bool {
+        if self.progress(offset_of!(Progress, sent.unfit)) != 0 {
+            self.close();
+        }
+        let redirected = self.carried();
+        if redirected != self.settled.load(Ordering::Relaxed) {
+            let base = self.order(offset_of!(Orders, base)).load(Ordering::Relaxed);
+            let forwarded = self.order(offset_of!(Orders, forwarded)).load(Ordering::Relaxed);
+            // Where it cannot be asked, the connection has failed, and the relay will see how.
+            if accepted(upstream).is_ok_and(|accepted| accepted < base + redirected + forwarded) {
+                return false;
+            }
+            self.settled.store(redirected, Ordering::Relaxed);
+        }
+        if !self.is_armed() {
+            self.hand_back();
+        }
+        true
+    }
+
+    fn forwarded(&self, bytes: u64) {
+        self.order(offset_of!(Orders, forwarded)).store(bytes, Ordering::Release);
+    }
+
+    fn close(&self) {
+        self.order(offset_of!(Orders, armed)).store(0, Ordering::Release);
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.close();
+        let mut tables = self.kernel.tables();
+        // It is not there if opening failed.
+        let _ = tables.flows.remove(&self.tuple);
+        tables.places.give_back(place(self.id), Instant::now());
+    }
+}
+
+/// Makes C able to hold the budget; returns what its buffer holds, as the kernel counts it.
+fn widen(upstream: BorrowedFd<'_>) -> io::Result<u64> {
+    let set = |level, option, value: libc::c_int| {
+        let length = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: the pointer and the length describe `value`, which the kernel only reads.
+        let failed = unsafe {
+            libc::setsockopt(upstream.as_raw_fd(), level, option, (&raw const value).cast(), length)
+        };
+        if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // Without CAP_NET_ADMIN the system's limit holds (net.core.wmem_max), and the budget goes by it.
+    set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)
+        .or_else(|_| set(libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER))?;
+    // A limit on what is not sent yet would turn redirected messages away though there is room.
+    set(libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, libc::c_int::MAX)?;
+    let size = socket2::SockRef::from(&upstream).send_buffer_size()?;
+    Ok(size as u64)
+}
+
+/// Bytes that C has ever accepted to be sent, its SYN counted as one. Acknowledgements that come in
+/// between the two questions are missed: the answer may be too small, and never too large.
+fn accepted(upstream: BorrowedFd<'_>) -> io::Result<u64> {
+    let acknowledged = acknowledged(upstream)?;
+    let mut queued: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, by its older name, writes an int.
+    let failed = unsafe { libc::ioctl(upstream.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(acknowledged + u64::from(queued.unsigned_abs()))
+}
+
+/// The same, exactly: to count from.
+fn accepted_exactly(upstream: BorrowedFd<'_>) -> io::Result<u64> {
+    loop {
+        let before = acknowledged(upstream)?;
+        let accepted = accepted(upstream)?;
+        if acknowledged(upstream)? == before {
+            return Ok(accepted);
+        }
+    }
+}
+
+fn acknowledged(upstream: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: integers only, for which zeros are values.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the pointers lead to the value and to its length.
+    let failed = unsafe {
+        libc::getsockopt(
+            upstream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(info.tcpi_bytes_acked)
+}
+
+/// A tuple as it lies in shared memory.
+fn words(tuple: &Tuple) -> [u64; 5] {
+    let [a, b, c, d] = tuple.client;
+    let [e, f, g, h] = tuple.listener;
+    let pairs = [(a, b), (c, d), (e, f), (g, h), (tuple.client_port, tuple.listener_port)];
+    pairs.map(|(first, second)| {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&first.to_ne_bytes());
+        bytes[4..].copy_from_slice(&second.to_ne_bytes());
+        u64::from_ne_bytes(bytes)
+    })
+}

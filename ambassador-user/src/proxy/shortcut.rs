@@ -1,0 +1,93 @@
+//! A way past user space for what a client sends, as the relay sees it: who offers it, and what the relay
+//! owes a connection that has one.
+//!
+//! Bytes that do not take the shortcut arrive at the accepted socket and are relayed as ever. The order of
+//! both kinds is kept by two rules: the shortcut takes no byte while the relay owes an earlier one, and
+//! the relay forwards none before the upstream's socket has accepted what took the shortcut.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::time::{Sleep, sleep};
+
+use super::socket::Socket;
+
+/// How often the relay asks whether bytes that took a shortcut have arrived. It seldom has to ask twice:
+/// they arrive within the client's system call.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How long it asks: that call may be preempted, or its group be throttled.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Offers shortcuts.
+pub trait Shortcuts: Debug + Send + Sync {
+    /// To be shown each socket before it is connected to an upstream.
+    fn prepare(&self, upstream: BorrowedFd<'_>);
+
+    /// Opens a shortcut from the client of an accepted socket to the upstream, if it can have one.
+    fn open(&self, client: BorrowedFd<'_>, upstream: BorrowedFd<'_>) -> Option<Arc<dyn Shortcut>>;
+}
+
+/// The shortcut of one connection. It ends when it is dropped.
+pub trait Shortcut: Debug + Send + Sync {
+    /// Bytes that took it so far.
+    fn carried(&self) -> u64;
+
+    /// Whether the upstream's socket has accepted all of them.
+    fn is_settled(&self, upstream: BorrowedFd<'_>) -> bool;
+
+    /// Says how many bytes the relay has forwarded in all, and the upstream's socket accepted.
+    fn forwarded(&self, bytes: u64);
+
+    /// Lets no further byte take it. Can be called at any time.
+    fn close(&self);
+}
+
+/// A shortcut beside a direction of the relay.
+pub(super) struct Beside<'a> {
+    shortcut: &'a dyn Shortcut,
+    /// Since when the relay has had to wait, and until when it pauses.
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+impl<'a> Beside<'a> {
+    pub(super) fn new(shortcut: &'a dyn Shortcut) -> Self {
+        Self { shortcut, waiting: None }
+    }
+
+    pub(super) fn is_settled(&self, receiver: &Socket) -> bool {
+        self.shortcut.is_settled(receiver.as_fd())
+    }
+
+    pub(super) fn forwarded(&self, bytes: u64) {
+        self.shortcut.forwarded(bytes);
+    }
+
+    /// Begins a pause. Bytes that do not arrive at all are lost, and then the connection must not end as
+    /// if it were whole.
+    pub(super) fn pause(&mut self) -> io::Result<()> {
+        let since = self.waiting.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        if since.elapsed() > PATIENCE {
+            return Err(io::Error::other("bytes that took the shortcut have not arrived"));
+        }
+        self.waiting = Some((since, Box::pin(sleep(PAUSE))));
+        Ok(())
+    }
+
+    /// Ready when there is no pause, or it is over.
+    pub(super) fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.waiting {
+            Some((_, pause)) if !pause.is_elapsed() => pause.as_mut().poll(cx),
+            _ => Poll::Ready(()),
+        }
+    }
+
+    /// There is nothing to wait for any more.
+    pub(super) fn go_on(&mut self) {
+        self.waiting = None;
+    }
+}
