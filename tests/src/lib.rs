@@ -3,7 +3,8 @@
 //!
 //! # Layout
 //! - Waiting and doubt: [`wait`], [`skip`], [`noise`].
-//! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`].
+//! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`], and a [`kernel`] that is
+//!   watched.
 //! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], the [`way`]
 //!   a test's connections take, and the simplest case of it, a [`front`].
 //! - The other ends: [`peer`]s at an [`address`], their [`readiness`], an [`echo`], and real [`server`]s.
@@ -14,6 +15,7 @@ pub mod cgroup;
 pub mod echo;
 pub mod front;
 pub mod http;
+pub mod kernel;
 pub mod metrics;
 pub mod noise;
 pub mod peer;

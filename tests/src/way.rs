@@ -110,6 +110,16 @@ impl Road {
         let ambassador = launch.start()?;
         Ok(Self { address, ambassador: Some(ambassador), way, _directory: directory })
     }
+
+    /// A client, of the kind that the way is for: on sockmap a non-blocking one. What sockmap is for
+    /// others is shown by the tests of what an app can notice.
+    pub fn connect(&self) -> Result<Peer> {
+        let client = self.address.connect()?;
+        if self.way == Way::Sockmap {
+            client.socket().set_nonblocking(true).context("make a client non-blocking")?;
+        }
+        Ok(client)
+    }
 }
 
 impl Wire {
@@ -127,19 +137,12 @@ impl Wire {
 
     /// A client and the server's end of its connection.
     pub fn pair(&self) -> Result<(Peer, Peer)> {
-        let (client, server) = self.blocking_pair()?;
-        if self.road.way == Way::Sockmap {
-            // What sockmap is for; what it is for others is the subject of `app.rs`.
-            client.socket().set_nonblocking(true).context("make a client non-blocking")?;
-        }
-        Ok((client, server))
+        Ok((self.road.connect()?, self.listener.accept()?))
     }
 
     /// The same, with a client that waits inside its reads and writes, whatever the way.
     pub fn blocking_pair(&self) -> Result<(Peer, Peer)> {
-        let client = self.road.address.connect()?;
-        let server = self.listener.accept()?;
-        Ok((client, server))
+        Ok((self.road.address.connect()?, self.listener.accept()?))
     }
 }
 
