@@ -4,39 +4,55 @@
 //! integers only, without implicit padding, and their layout is asserted beside them.
 #![no_std]
 
-// This file is the root of a library, and would look for it beside itself, among the hooks.
+// This file is the root of the library, and would look for them beside itself, among the hooks.
+#[path = "contract/direct.rs"]
+pub mod direct;
 #[path = "contract/sockmap.rs"]
 pub mod sockmap;
 
-/// The sock_ops program that counts what becomes of connections.
-pub const TRACKER: &str = "tracker";
+/// Grows with every change of what a map means, so that no half takes up with a half that reads it
+/// differently: maps that are pinned outlive the program that made them.
+pub const VERSION: u32 = 1;
 
-/// The map [`TRACKER`] counts in: a per-CPU array whose only element is [`ConnectionCounts`].
-pub const CONNECTIONS: &str = "CONNECTIONS";
-
-/// What became of the TCP connections of a cgroup, as far as one CPU saw it.
+/// A TCP address. IPv4 in its v4-mapped form.
+///
+/// Both fields are in network byte order, as the kernel hands them to programs.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConnectionCounts {
-    /// Connections opened from the cgroup that were established.
-    pub opened: u64,
-    /// Connections accepted in the cgroup that were established.
-    pub accepted: u64,
-    /// Connections opened from the cgroup that were never established.
-    pub failed: u64,
-    /// Established connections that have come to their end.
-    pub closed: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Address {
+    pub ip: [u32; 4],
+    /// Its 16 bits as a number; the upper half is zero.
+    pub port: u32,
 }
+
+impl Address {
+    /// The address of the IPv4 socket address, in network byte order.
+    #[must_use]
+    #[inline(always)]
+    pub const fn v4(ip: u32, port: u32) -> Self {
+        Self { ip: [0, 0, V4_MAPPED, ip], port }
+    }
+
+    /// The IPv4 address, if this is one in its v4-mapped form.
+    #[must_use]
+    #[inline(always)]
+    pub const fn as_v4(&self) -> Option<u32> {
+        match self.ip {
+            [0, 0, V4_MAPPED, ip] => Some(ip),
+            _ => None,
+        }
+    }
+}
+
+/// The third word of every v4-mapped address.
+const V4_MAPPED: u32 = 0xffff_u32.to_be();
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<ConnectionCounts>() == 32);
-    assert!(offset_of!(ConnectionCounts, opened) == 0);
-    assert!(offset_of!(ConnectionCounts, accepted) == 8);
-    assert!(offset_of!(ConnectionCounts, failed) == 16);
-    assert!(offset_of!(ConnectionCounts, closed) == 24);
+    assert!(size_of::<Address>() == 20);
+    assert!(offset_of!(Address, port) == 16);
 };
 
 // SAFETY: `repr(C)`, integers only, and no padding, as asserted above.
 #[cfg(not(target_arch = "bpf"))]
-unsafe impl aya::Pod for ConnectionCounts {}
+unsafe impl aya::Pod for Address {}

@@ -1,87 +1,223 @@
-//! The life of connections, as the sockets of a cgroup report it.
+//! The life of redirected connections: counted while they are open, told when they end.
 //!
-//! - program: `sock_ops`, attached to a cgroup
-//! - kernel: 4.16 (state callbacks); links since 5.7
-//! - maps: `CONNECTIONS` (add)
-//! - byte order: no address or port is read
-//! - on failure: an event goes uncounted. The program sets nothing but its own subscription to
-//!   state changes, writes no reply and always returns 1, so connections are never altered.
+//! - program: `sock_ops`, attached to the pod's cgroup
+//! - kernel: 5.10 (socket storage in sock_ops)
+//! - maps: `REDIRECTED` (read, write), `TARGETS` (count), `OPEN` (make, delete), `ENDS` (write)
+//! - byte order: the local address is stored in network order; the kernel hands the local port in host
+//!   order
+//! - on failure: an event goes uncounted or untold. The program sets nothing but its own subscriptions,
+//!   writes no reply and always returns 1, so connections are never altered.
+//!
+//! Sockets that were not redirected cost one look at their storage when they connect, and nothing later.
 
-use core::arch::asm;
-use core::mem::offset_of;
-
-use ambassador_ebpf::ConnectionCounts;
-use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+use ambassador_ebpf::Address;
+use ambassador_ebpf::direct::{
+    End, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET, SUSPICION_NS, Target, TargetKey,
 };
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_RTO_CB_FLAG,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+    BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK,
+    BPF_TCP_SYN_SENT, bpf_sock_ops,
+};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_storage_get};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
-use crate::maps::CONNECTIONS;
+use crate::counter;
+use crate::maps::{ENDS, OPEN, REDIRECTED, TARGETS};
 
 /// What the kernel expects of a sock_ops program that has no reply to give.
 const OK: u32 = 1;
+const AF_INET6: u32 = 10;
 
-/// Why an event was not counted.
-enum Miss {
-    /// The kernel refused the subscription to state changes.
-    Unsubscribed,
-    /// The map has no element for this CPU.
-    NoCounts,
-}
-
-/// Counts one event of one connection.
+/// One event of one connection.
 #[sock_ops]
-pub(crate) fn tracker(ctx: SockOpsContext) -> u32 {
-    // A miss leaves the connection as it is; there is nobody to tell.
-    let _: Result<(), Miss> = try_tracker(&ctx);
+pub(crate) fn lifecycle(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => begin(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => establish(&ctx),
+        BPF_SOCK_OPS_RTO_CB => suspect_silence(&ctx),
+        BPF_SOCK_OPS_STATE_CB => match (ctx.arg(0), ctx.arg(1)) {
+            (from, BPF_TCP_CLOSE) => end(&ctx, from),
+            (_, BPF_TCP_FIN_WAIT2) => await_fin(&ctx),
+            _ => Some(()),
+        },
+        _ => Some(()),
+    };
+    // What was missed leaves the connection as it is; there is nobody to tell.
     OK
 }
 
-fn try_tracker(ctx: &SockOpsContext) -> Result<(), Miss> {
-    match ctx.op() {
-        // Subscribed before the handshake, so that its failure is reported too.
-        BPF_SOCK_OPS_TCP_CONNECT_CB => subscribe(ctx),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-            count(offset_of!(ConnectionCounts, opened))?;
-            subscribe(ctx)
-        }
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
-            count(offset_of!(ConnectionCounts, accepted))?;
-            subscribe(ctx)
-        }
-        BPF_SOCK_OPS_STATE_CB => match (ctx.arg(0), ctx.arg(1)) {
-            (BPF_TCP_SYN_SENT, BPF_TCP_CLOSE) => count(offset_of!(ConnectionCounts, failed)),
-            (_, BPF_TCP_CLOSE) => count(offset_of!(ConnectionCounts, closed)),
-            _ => Ok(()),
-        },
-        _ => Ok(()),
+/// The first packet is about to be sent.
+#[inline(always)]
+fn begin(ctx: &SockOpsContext) -> Option<()> {
+    let flow = flow(ctx)?;
+    let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG;
+    // Without its end it must not be counted as open.
+    ctx.set_cb_flags(flags.cast_signed()).ok()?;
+    flow.counted = 1;
+    count_active(&flow.key, 1);
+    count_active(&TargetKey::of_route(flow.key.route), 1);
+    Some(())
+}
+
+#[inline(always)]
+fn establish(ctx: &SockOpsContext) -> Option<()> {
+    let flow = flow(ctx)?;
+    // SAFETY: takes nothing.
+    flow.established = unsafe { bpf_ktime_get_boot_ns() };
+    flow.local = local(ctx);
+    if let Some(target) = TARGETS.get_ptr_mut(flow.key) {
+        // SAFETY: a live element; whoever writes last has the newest word on it.
+        unsafe { (*target).suspect_until = 0 };
+    }
+    // SAFETY: the context is the kernel's own.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let listed: &Flow = flow;
+    OPEN.insert(cookie, listed, BPF_ANY.into()).ok()
+}
+
+/// A packet was sent again. If it was the first one, the target does not answer.
+#[inline(always)]
+fn suspect_silence(ctx: &SockOpsContext) -> Option<()> {
+    if ops(ctx).state == BPF_TCP_SYN_SENT {
+        suspect(&flow(ctx)?.key)?;
+    }
+    Some(())
+}
+
+/// From here on only the peer's FIN can come, if that is all it still has to say.
+#[inline(always)]
+fn await_fin(ctx: &SockOpsContext) -> Option<()> {
+    flow(ctx)?.received_before_fin = ops(ctx).bytes_received;
+    Some(())
+}
+
+#[inline(always)]
+fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
+    let flow = flow(ctx)?;
+    if flow.counted == 0 {
+        return None;
+    }
+    flow.counted = 0;
+    count_active(&flow.key, -1);
+    count_active(&TargetKey::of_route(flow.key.route), -1);
+    // SAFETY: the context is the kernel's own.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let _: Result<(), i32> = OPEN.remove(cookie);
+    if from == BPF_TCP_SYN_SENT {
+        flow.local = local(ctx);
+        suspect(&flow.key);
+    }
+    let Some(mut told) = ENDS.reserve::<End>(0) else {
+        let of_route = TARGETS.get_ptr_mut(TargetKey::of_route(flow.key.route))?;
+        // SAFETY: a field of a live element.
+        counter::add(unsafe { &raw mut (*of_route).untold }, 1);
+        return None;
+    };
+    let (bytes_up, bytes_down) = bytes(ctx, flow, from);
+    told.write(End {
+        flow: *flow,
+        cookie,
+        // SAFETY: takes nothing.
+        ended: unsafe { bpf_ktime_get_boot_ns() },
+        bytes_up,
+        bytes_down,
+        // The kernel keeps it in eighths.
+        rtt_us: ops(ctx).srtt_us >> 3,
+        retransmits: ops(ctx).total_retrans,
+        outcome: outcome(from),
+        reserved: 0,
+    });
+    told.submit(0);
+    Some(())
+}
+
+/// What the state that a connection ends in tells: whoever has not said a last byte has given up, or
+/// been given up.
+#[inline(always)]
+fn outcome(from: u32) -> u32 {
+    match from {
+        BPF_TCP_SYN_SENT => NEVER_ESTABLISHED,
+        BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => IN_ORDER,
+        _ => RESET,
     }
 }
 
-/// Asks for the state changes of this connection, beside whatever others asked for.
-fn subscribe(ctx: &SockOpsContext) -> Result<(), Miss> {
-    let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
-    ctx.set_cb_flags(flags.cast_signed()).map_err(|_| Miss::Unsubscribed)
+/// The bytes of the stream each way. The kernel counts sequence numbers, of which SYN and FIN take one
+/// each (net/ipv4/tcp_input.c: `tcp_snd_una_update`, `tcp_rcv_nxt_update`).
+#[inline(always)]
+fn bytes(ctx: &SockOpsContext, flow: &Flow, from: u32) -> (u64, u64) {
+    let bpf_sock_ops { bytes_acked, bytes_received, snd_una, snd_nxt, .. } = *ops(ctx);
+    let said_fin =
+        matches!(from, BPF_TCP_FIN_WAIT1 | BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK);
+    let syn = u64::from(flow.established != 0);
+    let fin = u64::from(said_fin && snd_una == snd_nxt);
+    let heard_fin = match from {
+        // An app that has closed need not wait for it.
+        BPF_TCP_FIN_WAIT2 => bytes_received > flow.received_before_fin,
+        _ => from == BPF_TCP_CLOSING || from == BPF_TCP_LAST_ACK || from == BPF_TCP_CLOSE_WAIT,
+    };
+    (bytes_acked.saturating_sub(syn + fin), bytes_received.saturating_sub(heard_fin.into()))
 }
 
-/// Adds one to the field of this CPU's counts at an offset.
-fn count(field: usize) -> Result<(), Miss> {
-    let counts = CONNECTIONS.get_ptr_mut(0).ok_or(Miss::NoCounts)?;
-    let counter = counts.cast::<u64>().wrapping_byte_add(field);
-    // A packet may interrupt a system call between the load and the store of a plain addition,
-    // on the same CPU, and its event would be lost. The target has no atomic types.
-    //
-    // SAFETY: the pointer is this CPU's element, alive as long as the map, and the offset that of
-    // an aligned `u64` in it; nothing else in the program holds a reference to it.
-    unsafe {
-        asm!(
-            "lock *(u64 *)({counter} + 0) += {one}",
-            counter = in(reg) counter,
-            one = in(reg) 1_u64,
-            options(nostack),
-        );
+#[inline(always)]
+fn suspect(key: &TargetKey) -> Option<()> {
+    let target = TARGETS.get_ptr_mut(key)?;
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: a live element; whoever writes last has the newest word on it.
+    unsafe { (*target).suspect_until = now + SUSPICION_NS };
+    Some(())
+}
+
+#[inline(always)]
+fn count_active(key: &TargetKey, count: i64) {
+    if let Some(target) = TARGETS.get_ptr_mut(key) {
+        let target: *mut Target = target;
+        // SAFETY: a field of a live element.
+        counter::add(unsafe { &raw mut (*target).active }, count);
     }
-    Ok(())
+}
+
+/// The app's end of the connection.
+#[inline(always)]
+fn local(ctx: &SockOpsContext) -> Address {
+    // All of them are read, and then one is chosen: else the compiler makes one load of two, through a
+    // pointer, and the verifier has "dereference of modified ctx ptr R5 off=60 disallowed".
+    macro_rules! field {
+        ($field:ident $([$at:literal])?) => {{
+            let place = &raw const ops(ctx).$field $([$at])?;
+            // SAFETY: made from a reference.
+            unsafe { place.read_volatile() }
+        }};
+    }
+    let port = u32::from((ctx.local_port() as u16).to_be());
+    let v4 = field!(local_ip4);
+    let ip =
+        [field!(local_ip6[0]), field!(local_ip6[1]), field!(local_ip6[2]), field!(local_ip6[3])];
+    if ctx.family() == AF_INET6 { Address { ip, port } } else { Address::v4(v4, port) }
+}
+
+#[inline(always)]
+#[expect(clippy::mut_from_ref, reason = "the storage does not lie in the context")]
+fn flow(ctx: &SockOpsContext) -> Option<&mut Flow> {
+    // SAFETY: the field is valid in every event of a sock_ops program.
+    let sk = unsafe { ops(ctx).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    let flows = (&raw const REDIRECTED).cast_mut().cast();
+    // SAFETY: the socket of the context lives as long as the program runs.
+    let flow = unsafe { bpf_sk_storage_get(flows, sk.cast(), core::ptr::null_mut(), 0) };
+    // SAFETY: the storage lives as long as its socket, whose lock is held.
+    unsafe { flow.cast::<Flow>().as_mut() }
+}
+
+#[inline(always)]
+fn ops(ctx: &SockOpsContext) -> &bpf_sock_ops {
+    // SAFETY: the kernel hands in a context that lives as long as the program runs.
+    unsafe { &*ctx.ops }
 }

@@ -2,7 +2,9 @@
 //!
 //! | hook | file | does |
 //! |---|---|---|
-//! | sock_ops | `lifecycle.rs` | counts what becomes of connections |
+//! | cgroup/connect4, connect6 | `direct.rs` | makes the app's own socket the upstream connection |
+//! | cgroup/getpeername4, getpeername6 | `direct.rs` | shows the app the address it asked for |
+//! | sock_ops | `lifecycle.rs` | counts redirected connections, and tells their ends |
 //! | sock_ops | `enrol.rs` | enrols the sockets of clients for `uplink`, follows acknowledgements |
 //! | sk_msg | `uplink.rs` | passes what a client sends on to its upstream's socket |
 //!
@@ -10,7 +12,13 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod balance;
+#[cfg(target_arch = "bpf")]
 mod context;
+#[cfg(target_arch = "bpf")]
+mod counter;
+#[cfg(target_arch = "bpf")]
+mod direct;
 #[cfg(target_arch = "bpf")]
 mod enrol;
 #[cfg(target_arch = "bpf")]

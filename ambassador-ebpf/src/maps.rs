@@ -2,11 +2,48 @@
 
 pub(crate) mod sockmap;
 
-use ambassador_ebpf::ConnectionCounts;
-use aya_ebpf::macros::map;
-use aya_ebpf::maps::PerCpuArray;
+use ambassador_ebpf::Address;
+use ambassador_ebpf::direct::{Flow, MOST_ROUTES, Settings, Table, Target, TargetKey};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
 
-/// Written by the tracker, one CPU each. Read by user space, which adds the CPUs up. Nobody
-/// deletes: elements of an array live as long as the map.
+/// Written by user space; read by the connect hooks. Nobody deletes.
 #[map]
-pub(crate) static CONNECTIONS: PerCpuArray<ConnectionCounts> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Written by user space while nothing is in force; read by the connect hooks; deleted by user space.
+#[map]
+pub(crate) static LISTENERS: HashMap<Address, u32> =
+    HashMap::with_max_entries(2 * MOST_ROUTES, BPF_F_NO_PREALLOC);
+
+/// Written by user space; read by the connect hooks. Nobody deletes.
+#[map]
+pub(crate) static ROUTES: Array<u32> = Array::with_max_entries(MOST_ROUTES, 0);
+
+/// Written by user space while not in force; read by the connect hooks. Nobody deletes. User space
+/// makes it as large as its routes need.
+#[map]
+pub(crate) static TABLES: Array<Table> = Array::with_max_entries(2, 0);
+
+/// Written by the connect hooks (which make the elements) and the lifecycle; read by user space, which
+/// deletes what no table names any more.
+#[map]
+pub(crate) static TARGETS: HashMap<TargetKey, Target> =
+    HashMap::with_max_entries(16 * 1024, BPF_F_NO_PREALLOC);
+
+/// Written by the connect hooks and the lifecycle; read by these and the getpeername hooks; goes with
+/// its socket, or when that connects elsewhere.
+#[btf_map]
+pub(crate) static REDIRECTED: SkStorage<Flow> = SkStorage::new();
+
+/// Written and deleted by the lifecycle, as connections begin and end; read by user space. When it is
+/// full, connections go unlisted.
+#[map]
+pub(crate) static OPEN: HashMap<u64, Flow> =
+    HashMap::with_max_entries(64 * 1024, BPF_F_NO_PREALLOC);
+
+/// Written by the lifecycle; read by user space. When it is full, ends go untold and are counted.
+#[map]
+pub(crate) static ENDS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);

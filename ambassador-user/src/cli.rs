@@ -11,7 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::config::ConfigArgs;
-use crate::config::{ControlText, HttpText, Problem, Target, Tier, Within};
+use crate::config::{Cgroup, ControlText, HttpText, Problem, Target, Tier, TierLimit, Within};
+use crate::datapath::pins::Owner;
 use crate::telemetry::{LogFilter, LogFormat};
 
 /// Carries a Pod's localhost connections to the real service.
@@ -94,6 +95,49 @@ and as the first line of config.yaml:
         /// Exit 77 unless this tier works: direct, sockmap, splice or copy
         #[arg(long, value_name = "TIER")]
         require: Option<Tier>,
+        /// The pod's cgroup, or auto
+        #[arg(long, value_name = "PATH", default_value = "auto", env = "AMBASSADOR_CGROUP")]
+        cgroup: Cgroup,
+    },
+    /// Load the kernel half, attach it to the pod's cgroup and pin it, for an ambassador without
+    /// privileges to take over (in an init container)
+    #[command(after_help = "Example, with the bpffs and the cgroup tree of the host mounted:
+  ambassador load --for 65532:65532 --route 5432=orders-db.prod.svc:5432")]
+    Load {
+        /// The user and group of the ambassador that will run
+        #[arg(long = "for", value_name = "UID[:GID]", default_value = "65532:65532", value_parser = owner)]
+        owner: Owner,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Detach and remove what `load` has pinned; connections that are open stay
+    Unload {
+        /// Instead, whatever on this node belongs to Pods that are gone
+        #[arg(long, conflicts_with_all = ["instance"])]
+        stale: bool,
+        /// The instance [default: that of this network namespace]
+        #[arg(long, value_name = "NAME", env = "AMBASSADOR_INSTANCE")]
+        instance: Option<String>,
+    },
+    /// Show the tier in force, and for each higher one exactly why it is not used
+    Explain {
+        /// Its name [default: every route]
+        route: Option<String>,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Keep new connections of a route to a tier; `all splice` switches the kernel tiers off
+    #[command(after_help = "Examples:
+  ambassador tier orders-db splice
+  ambassador tier all splice
+  ambassador tier all auto")]
+    Tier {
+        /// The name of a route, or all
+        route: String,
+        /// The highest tier allowed, within the configuration: auto, direct, sockmap, splice, copy
+        tier: TierLimit,
+        #[command(flatten)]
+        control: ControlArgs,
     },
     /// Show routes, endpoints, connections and bytes of the running ambassador
     Status {
@@ -205,6 +249,20 @@ pub struct ControlArgs {
         value_parser = control_socket
     )]
     pub control: PathBuf,
+}
+
+/// UID[:GID]; the group is that of the number of the user, unless named.
+fn owner(text: &str) -> Result<Owner, Problem> {
+    let number = |text: &str| {
+        text.parse().map_err(|_| {
+            Problem::new(
+                format!("{text:?} is not a user"),
+                "write UID or UID:GID, such as 65532:65532",
+            )
+        })
+    };
+    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+    Ok(Owner { uid: number(uid)?, gid: number(gid)? })
 }
 
 /// A time to wait for something, of at most an hour.

@@ -6,17 +6,20 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::admin::control::Request;
 use crate::cli::{Cli, Command, ConfigArgs, LogArgs, Probe};
-use crate::config::Environment;
+use crate::config::{Environment, Tier};
+use crate::datapath::kernel;
+use crate::datapath::pins::{Owner, Pins};
 use crate::doctor::Report;
 use crate::remote::ask;
 use crate::status::{ConnectionStatus, Status};
+use crate::tier::REQUIRED_TIER_MISSING;
 use crate::wait::{Until, wait};
 use crate::{check, daemon, exec, probe, telemetry, version};
 
@@ -27,13 +30,19 @@ const WATCH: Duration = Duration::from_secs(1);
 pub fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
     match command {
         Command::Run(config) => return run(&config, &log),
-        Command::Doctor { json, require } => {
-            let report = Report::make();
+        Command::Doctor { json, require, cgroup } => {
+            let report = Report::make(&cgroup);
             print(json, &report)?;
             return Ok(report.verdict(require));
         }
         Command::Exec { probes, control, timeout, command } => {
             return exec::exec(&command, probes.admin_http, &control.control, timeout);
+        }
+        Command::Load { owner, config } => return load(&config, &log, owner),
+        Command::Unload { stale, instance } => unload(stale, instance)?,
+        Command::Explain { route, control } => explain(route.as_deref(), &control.control)?,
+        Command::Tier { route, tier, control } => {
+            order(&control.control, &Request::Tier { route, tier: tier.to_string() })?;
         }
         Command::Check { file, config } => check::check(file, config)?,
         Command::Schema => check::schema()?,
@@ -76,6 +85,50 @@ fn run(config: &ConfigArgs, log: &LogArgs) -> Result<ExitCode> {
         tracing::error!("cannot start: {error:#}");
         ExitCode::FAILURE
     }))
+}
+
+/// Loads and pins, for another process to take over.
+fn load(config: &ConfigArgs, log: &LogArgs, owner: Owner) -> Result<ExitCode> {
+    let (config, warnings) = config.load(&Environment::of_process())?;
+    telemetry::start(log.log_format, log.log_level.as_ref())?;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    match kernel::load_for(&config, owner) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(obstacle) => {
+            tracing::error!("cannot load the kernel half: {obstacle}");
+            let required = config.acceleration.require.is_some_and(|tier| tier > Tier::Splice);
+            // An init container that fails keeps the Pod from starting, which only `require` asks for.
+            let code = if required { REQUIRED_TIER_MISSING } else { 0 };
+            Ok(ExitCode::from(code))
+        }
+    }
+}
+
+fn unload(stale: bool, instance: Option<String>) -> Result<()> {
+    if stale {
+        for pins in Pins::stale()? {
+            let directory = pins.directory().display().to_string();
+            pins.remove()?;
+            say(&format!("removed {directory}"))?;
+        }
+        return Ok(());
+    }
+    let instance = match instance {
+        Some(name) => name,
+        None => kernel::default_instance()?,
+    };
+    match Pins::find(&instance)? {
+        Some(pins) => pins.remove(),
+        None => say(&format!("nothing is pinned for {instance}")),
+    }
+}
+
+fn explain(route: Option<&str>, control: &Path) -> Result<()> {
+    let status: Status = ask(control, &Request::Status {})?;
+    let wanted = |name: &str| route.is_none_or(|route| route == name);
+    let mut explained = status.routes.iter().filter(|route| wanted(&route.name)).peekable();
+    ensure!(explained.peek().is_some(), "there is no route {}", route.unwrap_or_default());
+    explained.try_for_each(|route| say(&route.explanation()))
 }
 
 fn order(control: &Path, request: &Request) -> Result<()> {

@@ -13,7 +13,9 @@ use tokio::time::{sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use crate::admin::{control, http};
-use crate::config::{self, Config, Control, Listen};
+use crate::config::{self, Config, Control, Listen, Tier};
+use crate::datapath::kernel::{Hold, Kernel};
+use crate::direct::Direct;
 use crate::drain::{self, Phase, Trigger};
 use crate::metrics::Metrics;
 use crate::privileges;
@@ -42,14 +44,19 @@ struct Bindings {
 
 /// Runs until told to end. An error is one of the start; afterwards there is only the exit code.
 pub fn run(config: &Config, telemetry: &Telemetry) -> Result<ExitCode> {
-    let ladder = Ladder::probe();
+    let (kernel, no_direct) = match open_kernel(config) {
+        Ok(kernel) => (Some(kernel), None),
+        Err(why_not) => (None, Some(why_not)),
+    };
+    let no_sockmap = Some("not in this version".to_owned());
+    let ladder = Ladder::probe(no_direct, no_sockmap);
     if let Err(shortfall) = ladder.satisfies(config) {
         error!("{shortfall:#}");
         return Ok(ExitCode::from(REQUIRED_TIER_MISSING));
     }
     raise_limits(config);
     let bindings = Bindings::new(config)?;
-    privileges::drop_all()?;
+    privileges::drop_all(kernel.is_some())?;
     // Threads start here, and take over what their starter may do.
     telemetry.write_from_a_thread();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -59,10 +66,22 @@ pub fn run(config: &Config, telemetry: &Telemetry) -> Result<ExitCode> {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build().context("start the runtime")?;
-    let code = runtime.block_on(serve(config, bindings, &ladder, telemetry.level()));
+    let code = runtime.block_on(serve(config, bindings, ladder, kernel, telemetry.level()));
     // A lookup may be under way; nobody waits for it.
     runtime.shutdown_background();
     code
+}
+
+/// The kernel half, if a route can use it; or why not.
+fn open_kernel(config: &Config) -> Result<Kernel, String> {
+    let kernel_tiers = Ladder::default();
+    let wanted =
+        config.routes.iter().any(|it| kernel_tiers.choose(it, it.tier).tier == Tier::Direct);
+    if !wanted {
+        return Err("no route can use it".to_owned());
+    }
+    let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
+    Kernel::open(&config.acceleration, routes).map_err(|obstacle| obstacle.to_string())
 }
 
 impl Bindings {
@@ -96,7 +115,8 @@ impl Bindings {
 async fn serve(
     config: &Config,
     bindings: Bindings,
-    ladder: &Ladder,
+    ladder: Ladder,
+    kernel: Option<Kernel>,
     log_level: LogLevel,
 ) -> Result<ExitCode> {
     let (orders, given_orders) = mpsc::channel(4);
@@ -110,13 +130,24 @@ async fn serve(
         let upstream = upstreams
             .entry(Arc::as_ptr(&meant.upstream))
             .or_insert_with(|| Upstream::new(&meant.upstream, &mut names));
-        (Route::new(meant, Arc::clone(upstream), ladder, &metrics), meant.clone())
+        Route::new(meant, Arc::clone(upstream), &ladder, &metrics)
     });
     let routes = routes.collect::<Vec<_>>();
-    names.watch();
+    let changes = names.watch();
+    let (direct, hold) = match kernel {
+        None => (None, None),
+        Some(Kernel { tables, ends, hold }) => {
+            let stale_after = config.acceleration.stale_after;
+            let direct = Direct::start(tables, ends, &routes, changes, stale_after)
+                .context("write the kernel's tables")?;
+            (Some(direct), Some(hold))
+        }
+    };
     let shared = Shared::default();
     let service = Arc::new(Service {
         routes,
+        ladder,
+        direct,
         connections: Arc::clone(&shared.connections),
         metrics,
         drain: drain.clone(),
@@ -124,9 +155,9 @@ async fn serve(
     });
 
     let mut accepting = JoinSet::new();
-    for ((route, _), bound) in service.routes.iter().zip(bindings.routes) {
+    for (route, bound) in service.routes.iter().zip(bindings.routes) {
         for bound in bound {
-            info!(route = %route.name, tier = %route.tier, upstream = %route.upstream.name, "listening on {bound}");
+            info!(route = %route.name, tier = %route.choice().tier, upstream = %route.upstream.name, "listening on {bound}");
             let listener = bound.listen().context("register a listener with the runtime")?;
             accepting.spawn(proxy::serve(
                 Arc::clone(route),
@@ -149,19 +180,36 @@ async fn serve(
         tokio::spawn(control::serve(listener, handler));
     }
     info!(routes = config.routes.len(), "ready");
-    Ok(end(config.drain, &shared.connections, trigger, accepting, stops).await)
+    let code = end(config.drain, &service, trigger, accepting, stops, &hold).await;
+    if let Some(hold) = hold {
+        hold.release().context("take the kernel half back")?;
+    }
+    Ok(code)
 }
 
 /// Waits for the first reason to stop, and then ends in order.
 async fn end(
     policy: config::Drain,
-    connections: &Connections,
+    service: &Service,
     trigger: Trigger,
     mut accepting: JoinSet<()>,
     mut stops: Stops,
+    hold: &Option<Hold>,
 ) -> ExitCode {
+    let connections = &service.connections;
+    // New connections end with the accepting of new connections, in the kernel as here; unless what does
+    // it stays for the next ambassador.
+    let stop_redirecting = || {
+        if let (Some(direct), Some(hold)) = (&service.direct, hold)
+            && !hold.stays()
+            && let Err(error) = direct.close()
+        {
+            warn!("cannot close the kernel's tables: {error:#}");
+        }
+    };
     if stops.next().await == Stop::Order(Order::Shutdown) {
         accepting.abort_all();
+        stop_redirecting();
         return cut(connections, "told to shut down").await;
     }
     let begun = tokio::time::Instant::now();
@@ -174,6 +222,7 @@ async fn end(
     trigger.advance(Phase::Grace);
     let in_order = async {
         sleep_until(begun + policy.grace).await;
+        stop_redirecting();
         trigger.advance(Phase::Finishing);
         while accepting.join_next().await.is_some() {}
         connections.ended().await;

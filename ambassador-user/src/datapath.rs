@@ -1,11 +1,15 @@
-//! The kernel side of the data path: the eBPF object, loading it, and attaching its programs.
+//! The kernel side of the data path: the eBPF object, loading it, attaching its programs, its maps.
 //!
 //! The only module that knows aya.
 
 pub mod cgroup;
-pub mod probe;
+pub mod kernel;
+pub mod obstacle;
+pub mod pins;
+pub mod programs;
+pub mod selftest;
 pub mod sockmap;
-pub mod tracker;
+pub mod tables;
 
 /// The eBPF object that this binary carries.
 pub struct Object {

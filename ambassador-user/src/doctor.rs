@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::Tier;
-use crate::datapath::{self, probe};
+use crate::config::{Cgroup, Tier};
+use crate::datapath::selftest::{self, Check};
+use crate::datapath::{self, kernel};
 use crate::privileges;
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING, TIERS};
 
@@ -19,6 +20,17 @@ pub struct Report {
     capabilities: String,
     ebpf: Ebpf,
     tiers: Vec<Finding>,
+    /// What was tried of the kernel tiers.
+    checks: Vec<Tried>,
+}
+
+/// One check of the self-test.
+#[derive(Debug, Serialize)]
+struct Tried {
+    tier: String,
+    check: &'static str,
+    passed: bool,
+    detail: Option<String>,
 }
 
 /// The kernel half.
@@ -42,10 +54,22 @@ struct Finding {
 
 impl Report {
     /// Looks, by moving real bytes and loading the real programs; leaves nothing behind.
-    pub fn make() -> Self {
-        let ladder = Ladder::probe();
+    pub fn make(cgroup: &Cgroup) -> Self {
         let object = datapath::object();
-        let obstacle = probe::load().err().map(|obstacle| obstacle.to_string());
+        let (checks, obstacle) = match kernel::examine(cgroup) {
+            Ok(checks) => (checks, None),
+            Err(obstacle) => (Vec::new(), Some(obstacle.to_string())),
+        };
+        let no_direct = obstacle.clone().or_else(|| {
+            selftest::verdict(&checks).err().map(|why| format!("the self-test failed: {why:#}"))
+        });
+        let ladder = Ladder::probe(no_direct, Some("not in this version".to_owned()));
+        let checks = checks.into_iter().map(|Check { name, failure }| Tried {
+            tier: Tier::Direct.to_string(),
+            check: name,
+            passed: failure.is_none(),
+            detail: failure,
+        });
         Self {
             version: env!("CARGO_PKG_VERSION"),
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
@@ -65,6 +89,7 @@ impl Report {
                     Finding { tier: tier.to_string(), works: reason.is_none(), reason }
                 })
                 .collect(),
+            checks: checks.collect(),
         }
     }
 
@@ -96,6 +121,12 @@ impl fmt::Display for Report {
                 None => writeln!(f, "{tier:<8} works")?,
                 Some(reason) => writeln!(f, "{tier:<8} no: {reason}")?,
             }
+            for Tried { check, detail, .. } in self.checks.iter().filter(|it| it.tier == *tier) {
+                match detail {
+                    None => writeln!(f, "  ok      {check}")?,
+                    Some(why) => writeln!(f, "  failed  {check}: {why}")?,
+                }
+            }
         }
         Ok(())
     }
@@ -107,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_required_tier_that_does_not_work_is_a_77() {
-        let report = Report::make();
+        let report = Report::make(&Cgroup::At("/nowhere".into()));
         assert_eq!(report.verdict(Some(Tier::Copy)), ExitCode::SUCCESS);
         assert_eq!(report.verdict(Some(Tier::Direct)), ExitCode::from(REQUIRED_TIER_MISSING));
         assert_eq!(report.verdict(None), ExitCode::SUCCESS);

@@ -31,6 +31,7 @@ pub mod status;
 pub mod telemetry;
 
 pub mod config;
+pub mod direct;
 pub mod drain;
 pub mod privileges;
 pub mod route;

@@ -2,6 +2,8 @@
 //! label grows without bound.
 
 use std::fmt;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -14,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::config::Tier;
 use crate::process;
+use crate::tier::{Choice, TIERS};
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -28,13 +31,27 @@ pub struct Metrics {
     tier_info: Family<Labels, Gauge>,
 }
 
-/// The metrics of one route, looked up once.
+/// The metrics of one route.
 #[derive(Debug)]
 pub struct RouteMetrics {
+    route: String,
+    /// By tier, looked up once, when a connection is first carried by it.
+    tiers: [OnceLock<TierMetrics>; TIERS.len()],
+    connect_seconds: Histogram,
+    /// The labels of the tier in force.
+    carried: Mutex<Option<Labels>>,
+    connections_total: Family<Labels, Counter>,
+    connections_active: Family<Labels, Gauge>,
+    bytes_total: Family<Labels, Counter>,
+    tier_info: Family<Labels, Gauge>,
+}
+
+/// The metrics of one tier of a route.
+#[derive(Debug)]
+pub struct TierMetrics {
     pub active: Gauge,
-    pub up: Counter,
-    pub down: Counter,
-    pub connect_seconds: Histogram,
+    up: Counter,
+    down: Counter,
     labels: Labels,
     connections_total: Family<Labels, Counter>,
 }
@@ -81,26 +98,18 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// The metrics of a route carried by `tier` for `reason`.
-    pub fn route(&self, route: &str, tier: Tier, reason: &str) -> RouteMetrics {
-        let of_route = vec![("route", route.to_owned())];
-        let mut labels = of_route.clone();
-        labels.push(("tier", tier.to_string()));
-        let bytes = |direction: &str| {
-            let mut labels = labels.clone();
-            labels.push(("direction", direction.to_owned()));
-            self.bytes_total.get_or_create_owned(&labels)
-        };
-        let mut why = labels.clone();
-        why.push(("reason", reason.to_owned()));
-        self.tier_info.get_or_create_owned(&why).set(1);
+    /// The metrics of a route.
+    pub fn route(&self, route: &str) -> RouteMetrics {
+        let labels = vec![("route", route.to_owned())];
         RouteMetrics {
-            active: self.connections_active.get_or_create_owned(&labels),
-            up: bytes("up"),
-            down: bytes("down"),
-            connect_seconds: self.connect_seconds.get_or_create_owned(&of_route),
+            route: route.to_owned(),
+            tiers: Default::default(),
+            connect_seconds: self.connect_seconds.get_or_create_owned(&labels),
+            carried: Mutex::default(),
             connections_total: self.connections_total.clone(),
-            labels,
+            connections_active: self.connections_active.clone(),
+            bytes_total: self.bytes_total.clone(),
+            tier_info: self.tier_info.clone(),
         }
     }
 
@@ -113,6 +122,64 @@ impl Metrics {
 }
 
 impl RouteMetrics {
+    /// Those of one tier.
+    pub fn of(&self, tier: Tier) -> &TierMetrics {
+        self.tiers[tier as usize].get_or_init(|| {
+            let labels = vec![("route", self.route.clone()), ("tier", tier.to_string())];
+            let bytes = |direction: &str| {
+                let mut labels = labels.clone();
+                labels.push(("direction", direction.to_owned()));
+                self.bytes_total.get_or_create_owned(&labels)
+            };
+            TierMetrics {
+                active: self.connections_active.get_or_create_owned(&labels),
+                up: bytes("up"),
+                down: bytes("down"),
+                connections_total: self.connections_total.clone(),
+                labels,
+            }
+        })
+    }
+
+    /// Those of one tier, if it has ever carried a connection or is in force.
+    pub fn known(&self, tier: Tier) -> Option<&TierMetrics> {
+        self.tiers[tier as usize].get()
+    }
+
+    /// What carries new connections from now on.
+    pub fn carried_by(&self, choice: &Choice) {
+        // Shown from the start, at zero.
+        self.of(choice.tier);
+        let labels = vec![
+            ("route", self.route.clone()),
+            ("tier", choice.tier.to_string()),
+            ("reason", choice.reason()),
+        ];
+        let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = carried.replace(labels.clone()) {
+            self.tier_info.remove(&before);
+        }
+        self.tier_info.get_or_create_owned(&labels).set(1);
+    }
+
+    /// From a connection's begin to its having reached the upstream.
+    pub fn count_connect(&self, took: Duration) {
+        self.connect_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Bytes so far, over all tiers, up and down.
+    pub fn bytes(&self) -> (u64, u64) {
+        let tiers = self.tiers.iter().filter_map(OnceLock::get);
+        tiers.fold((0, 0), |(up, down), tier| (up + tier.up.get(), down + tier.down.get()))
+    }
+}
+
+impl TierMetrics {
+    pub fn count_bytes(&self, up: u64, down: u64) {
+        self.up.inc_by(up);
+        self.down.inc_by(down);
+    }
+
     /// Counts a connection that has ended. `endpoint` is empty when none was reached.
     pub fn ended(&self, endpoint: &str, outcome: &str) {
         let mut labels = self.labels.clone();

@@ -8,13 +8,17 @@ use anyhow::{Context, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use tracing::info;
 
-/// What this process needs after its sockets are bound. The tiers of this version: nothing.
-pub const NEEDED: &[Capability] = &[];
+/// What this process needs after its sockets are bound and the kernel half is attached: nothing, except
+/// that kernels before 5.19 let nobody without it use a map.
+pub const NEEDED_FOR_MAPS: Capability = Capability::CAP_BPF;
 
 /// Drops everything that is not needed, for good, and says so.
-pub fn drop_all() -> Result<()> {
+pub fn drop_all(uses_maps: bool) -> Result<()> {
     let held = caps::read(None, CapSet::Permitted).context("read the capabilities")?;
-    let needed: CapsHashSet = NEEDED.iter().copied().filter(|cap| held.contains(cap)).collect();
+    let mut needed = CapsHashSet::new();
+    if uses_maps && !maps_are_free() && held.contains(&NEEDED_FOR_MAPS) {
+        needed.insert(NEEDED_FOR_MAPS);
+    }
     let dropped = &held - &needed;
     // The bounding set limits what an exec could regain; changing it takes a capability itself.
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
@@ -49,6 +53,14 @@ pub fn held() -> String {
 pub fn effective_user() -> u32 {
     // SAFETY: geteuid(2) takes nothing and cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// Whether a map that is open can be used without privileges: since Linux 5.19, whatever
+/// `kernel.unprivileged_bpf_disabled` says.
+fn maps_are_free() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut parts = release.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
+    (parts.next(), parts.next()) >= (Some(5), Some(19))
 }
 
 fn no_new_privileges() -> io::Result<()> {

@@ -1,16 +1,16 @@
 //! One route as it runs: its upstream, the tier in force, its limit and its figures.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::config;
-use crate::config::Tier;
+use crate::config::{self, Tier, TierLimit};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::throttle::Throttle;
-use crate::tier::Ladder;
+use crate::tier::{Choice, Ladder};
 use crate::upstream::Upstream;
 
 /// A route in service.
@@ -18,21 +18,29 @@ use crate::upstream::Upstream;
 pub struct Route {
     pub name: Arc<str>,
     pub upstream: Arc<Upstream>,
-    pub tier: Tier,
-    /// Why no higher tier.
-    pub tier_reason: String,
     pub max_connections: u32,
     pub idle_timeout: Option<Duration>,
     /// Keeps "cannot reach the upstream" from filling the log.
     pub unreachable: Throttle,
+    pub metrics: RouteMetrics,
+    meant: config::Route,
+    choice: RwLock<Choice>,
     refused: Throttle,
     active: AtomicU32,
-    metrics: RouteMetrics,
+    /// Counts the connections that the kernel has made past us.
+    past_us: OnceLock<PastUs>,
 }
+
+/// Asks for a number of connections.
+struct PastUs(Box<dyn Fn() -> u32 + Send + Sync>);
 
 /// A place in a route, given back when dropped.
 #[derive(Debug)]
-pub struct Admission(Arc<Route>);
+pub struct Admission {
+    route: Arc<Route>,
+    /// What was in force when it was given.
+    pub tier: Tier,
+}
 
 impl Route {
     pub fn new(
@@ -41,29 +49,57 @@ impl Route {
         ladder: &Ladder,
         metrics: &Metrics,
     ) -> Arc<Self> {
-        let (tier, reason) = ladder.choose(meant.tier);
+        let choice = ladder.choose(meant, meant.tier);
+        let metrics = metrics.route(&meant.name);
+        metrics.carried_by(&choice);
         Arc::new(Self {
             name: Arc::clone(&meant.name),
             upstream,
-            tier,
             max_connections: meant.max_connections.get(),
             idle_timeout: meant.idle_timeout,
             unreachable: Throttle::default(),
+            metrics,
+            meant: meant.clone(),
+            choice: RwLock::new(choice),
             refused: Throttle::default(),
             active: AtomicU32::new(0),
-            metrics: metrics.route(&meant.name, tier, &reason),
-            tier_reason: reason,
+            past_us: OnceLock::new(),
         })
+    }
+
+    /// Has connections counted that do not come to us. Set once.
+    pub fn count_past_us(&self, count: impl Fn() -> u32 + Send + Sync + 'static) {
+        let _ = self.past_us.set(PastUs(Box::new(count)));
+    }
+
+    /// The tier in force, and why no higher one.
+    pub fn choice(&self) -> Choice {
+        self.choice.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps new connections to a tier, within what the configuration allows.
+    pub fn limit(&self, limit: TierLimit, ladder: &Ladder) {
+        let choice = ladder.choose(&self.meant, self.meant.tier.and(limit));
+        info!(route = %self.name, tier = %choice.tier, "carried from now on ({})", choice.reason());
+        self.metrics.carried_by(&choice);
+        *self.choice.write().unwrap_or_else(PoisonError::into_inner) = choice;
+    }
+
+    /// As it was configured.
+    pub fn meant(&self) -> &config::Route {
+        &self.meant
     }
 
     /// A place for one more connection, or a refusal that is counted and, now and then, logged.
     pub fn admit(self: &Arc<Self>) -> Option<Admission> {
         let limit = self.max_connections;
+        let past_us = self.past_us();
         let place = self.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
-            (active < limit).then_some(active + 1)
+            (active.saturating_add(past_us) < limit).then_some(active + 1)
         });
+        let tier = self.choice.read().unwrap_or_else(PoisonError::into_inner).relay;
         if place.is_err() {
-            self.metrics.ended("", "refused");
+            self.metrics.of(tier).ended("", "refused");
             if let Some(count) = self.refused.say_now() {
                 warn!(
                     route = %self.name,
@@ -73,43 +109,35 @@ impl Route {
             }
             return None;
         }
-        self.metrics.active.inc();
-        Some(Admission(Arc::clone(self)))
+        self.metrics.of(tier).active.inc();
+        Some(Admission { route: Arc::clone(self), tier })
     }
 
+    /// Connections that are open.
     pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
+        self.active.load(Ordering::Relaxed).saturating_add(self.past_us())
     }
 
-    pub fn count_bytes(&self, up: u64, down: u64) {
-        self.metrics.up.inc_by(up);
-        self.metrics.down.inc_by(down);
-    }
-
-    /// From accept to an established connection to the upstream.
-    pub fn count_connect(&self, took: Duration) {
-        self.metrics.connect_seconds.observe(took.as_secs_f64());
-    }
-
-    pub fn count_end(&self, endpoint: &str, outcome: &str) {
-        self.metrics.ended(endpoint, outcome);
-    }
-
-    /// Bytes so far, up and down.
-    pub fn bytes(&self) -> (u64, u64) {
-        (self.metrics.up.get(), self.metrics.down.get())
+    fn past_us(&self) -> u32 {
+        self.past_us.get().map_or(0, |PastUs(count)| count())
     }
 }
 
 impl Admission {
     pub fn route(&self) -> &Arc<Route> {
-        &self.0
+        &self.route
+    }
+}
+
+impl fmt::Debug for PastUs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0().fmt(f)
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.active.dec();
+        self.route.active.fetch_sub(1, Ordering::Relaxed);
+        self.route.metrics.of(self.tier).active.dec();
     }
 }

@@ -3,17 +3,22 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config;
+use anyhow::{Result, ensure};
+
+use crate::config::TierLimit;
+use crate::direct::Direct;
 use crate::drain::{Drain, Phase};
 use crate::metrics::Metrics;
 use crate::proxy::connection::Connections;
 use crate::route::Route;
+use crate::tier::Ladder;
 
 /// What is in service.
-#[derive(Debug)]
 pub struct Service {
-    /// Each route as it runs and as it was meant.
-    pub routes: Vec<(Arc<Route>, config::Route)>,
+    pub routes: Vec<Arc<Route>>,
+    pub ladder: Ladder,
+    /// The tables of the routes that are carried by `direct`, if any can be.
+    pub direct: Option<Arc<Direct>>,
     pub connections: Arc<Connections>,
     pub metrics: Metrics,
     pub drain: Drain,
@@ -28,6 +33,31 @@ pub enum Order {
 }
 
 impl Service {
+    /// Keeps new connections of a route, or of `all`, to a tier; connections that are open stay.
+    pub fn limit(&self, name: &str, limit: TierLimit) -> Result<()> {
+        let meant = |route: &&Arc<Route>| name == "all" || *route.name == *name;
+        let mut routes = self.routes.iter().filter(meant).peekable();
+        ensure!(
+            routes.peek().is_some(),
+            "there is no route {name:?}; there are {}",
+            self.routes.iter().map(|route| &*route.name).collect::<Vec<_>>().join(", ")
+        );
+        routes.for_each(|route| route.limit(limit, &self.ladder));
+        if let Some(direct) = &self.direct {
+            direct.update();
+        }
+        Ok(())
+    }
+
+    /// Brings all figures up to date.
+    pub async fn settle(&self) {
+        self.connections.settle();
+        if let Some(direct) = self.direct.clone() {
+            // It asks the kernel for all sockets, which is not for a thread of the runtime.
+            let _ = tokio::task::spawn_blocking(move || direct.settle()).await;
+        }
+    }
+
     /// Bound, configured, and not about to end.
     pub fn ready(&self) -> bool {
         self.drain.phase() == Phase::Serving

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Tier;
 use crate::drain::Phase;
 use crate::privileges;
 use crate::service::Service;
+use crate::tier::{Choice, WhyNot};
 
 /// The whole of it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,8 +30,10 @@ pub struct RouteStatus {
     pub name: String,
     pub listen: Vec<String>,
     pub tier: String,
+    /// What carries the connections that the tier leaves to user space.
+    pub relay: String,
     /// Why no higher tier.
-    pub reason: String,
+    pub why_not: Vec<WhyNot>,
     pub connections: u32,
     pub max_connections: u32,
     pub bytes_up: u64,
@@ -63,8 +67,8 @@ pub struct ConnectionStatus {
 }
 
 impl Status {
-    pub fn of(service: &Service) -> Self {
-        service.connections.settle();
+    pub async fn of(service: &Service) -> Self {
+        service.settle().await;
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             phase: service.drain.phase(),
@@ -75,13 +79,15 @@ impl Status {
             routes: service
                 .routes
                 .iter()
-                .map(|(route, meant)| {
-                    let (bytes_up, bytes_down) = route.bytes();
+                .map(|route| {
+                    let (bytes_up, bytes_down) = route.metrics.bytes();
+                    let Choice { tier, relay, why_not } = route.choice();
                     RouteStatus {
                         name: route.name.to_string(),
-                        listen: meant.listen.iter().map(ToString::to_string).collect(),
-                        tier: route.tier.to_string(),
-                        reason: route.tier_reason.clone(),
+                        listen: route.meant().listen.iter().map(ToString::to_string).collect(),
+                        tier: tier.to_string(),
+                        relay: relay.to_string(),
+                        why_not,
                         connections: route.active(),
                         max_connections: route.max_connections,
                         bytes_up,
@@ -105,23 +111,34 @@ impl Status {
     }
 }
 
-/// The live connections, oldest first.
-pub fn connections(service: &Service) -> Vec<ConnectionStatus> {
-    service
-        .connections
-        .list()
-        .iter()
-        .map(|about| ConnectionStatus {
-            id: about.id,
-            route: about.route().name.to_string(),
-            peer: about.peer.to_string(),
-            endpoint: about.endpoint.get().map(ToString::to_string).unwrap_or_default(),
-            tier: about.route().tier.to_string(),
-            bytes_up: about.traffic.up(),
-            bytes_down: about.traffic.down(),
-            age_seconds: about.age().as_secs_f64(),
-        })
-        .collect()
+/// The live connections: those that came to us, then those that the kernel made past us, oldest first.
+pub async fn connections(service: &Service) -> Vec<ConnectionStatus> {
+    let ours = service.connections.list();
+    let ours = ours.iter().map(|about| ConnectionStatus {
+        id: about.id,
+        route: about.route().name.to_string(),
+        peer: about.peer.to_string(),
+        endpoint: about.endpoint.get().map(ToString::to_string).unwrap_or_default(),
+        tier: about.tier().to_string(),
+        bytes_up: about.traffic.up(),
+        bytes_down: about.traffic.down(),
+        age_seconds: about.age().as_secs_f64(),
+    });
+    let mut all: Vec<_> = ours.collect();
+    if let Some(direct) = service.direct.clone() {
+        let past_us = tokio::task::spawn_blocking(move || direct.open()).await.unwrap_or_default();
+        all.extend(past_us.into_iter().map(|open| ConnectionStatus {
+            id: open.cookie,
+            route: open.route.to_string(),
+            peer: open.peer.to_string(),
+            endpoint: open.endpoint.to_string(),
+            tier: Tier::Direct.to_string(),
+            bytes_up: open.bytes.0,
+            bytes_down: open.bytes.1,
+            age_seconds: open.age.as_secs_f64(),
+        }));
+    }
+    all
 }
 
 impl fmt::Display for Status {
@@ -136,7 +153,7 @@ impl fmt::Display for Status {
         writeln!(f, "user {}, capabilities {}", self.user, self.capabilities)?;
         for route in &self.routes {
             writeln!(f, "\n{} on {}", route.name, route.listen.join(", "))?;
-            writeln!(f, "  tier         {} ({})", route.tier, route.reason)?;
+            writeln!(f, "  tier         {}", route.carried())?;
             writeln!(f, "  connections  {} of {}", route.connections, route.max_connections)?;
             writeln!(f, "  bytes        {} up, {} down", route.bytes_up, route.bytes_down)?;
             writeln!(f, "  upstream     {}", route.upstream)?;
@@ -149,6 +166,25 @@ impl fmt::Display for Status {
             }
         }
         Ok(())
+    }
+}
+
+impl RouteStatus {
+    /// The tier in force, and what carries the rest.
+    fn carried(&self) -> String {
+        if self.tier == self.relay {
+            return self.tier.clone();
+        }
+        format!("{}; {} for connections that come to the listener", self.tier, self.relay)
+    }
+
+    /// The tier in force, and each higher tier with the reason it is not: one a line.
+    pub fn explanation(&self) -> String {
+        let mut text = format!("{}: {}\n", self.name, self.carried());
+        for WhyNot { tier, reason } in &self.why_not {
+            text.push_str(&format!("  {tier}: not used: {reason}\n"));
+        }
+        text
     }
 }
 

@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Tier, TierLimit};
-use crate::datapath;
+use crate::config::{self, Config, Listen, Target, Tier, TierLimit};
 use crate::proxy::splice;
 
 /// The exit code that says so (EX_NOPERM of sysexits.h).
@@ -13,26 +13,44 @@ pub const REQUIRED_TIER_MISSING: u8 = 77;
 /// Every tier, from the highest to the lowest.
 pub const TIERS: [Tier; 4] = [Tier::Direct, Tier::Sockmap, Tier::Splice, Tier::Copy];
 
-/// What of each tier works on this machine.
-#[derive(Debug)]
+/// What of each tier works on this machine: why it cannot be used, `None` when it can.
+#[derive(Debug, Default)]
 pub struct Ladder {
-    /// Why `splice` cannot be used; `None` when it can.
-    no_splice: Option<String>,
+    pub no_direct: Option<String>,
+    pub no_sockmap: Option<String>,
+    pub no_splice: Option<String>,
+}
+
+/// The tier of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    pub tier: Tier,
+    /// What carries the connections that come to our listeners all the same.
+    pub relay: Tier,
+    /// Why no higher one, from the highest on.
+    pub why_not: Vec<WhyNot>,
+}
+
+/// Why a tier does not carry a route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyNot {
+    pub tier: String,
+    pub reason: String,
 }
 
 impl Ladder {
-    /// Finds out by moving real bytes; takes less than a millisecond.
-    pub fn probe() -> Self {
-        Self { no_splice: splice::probe().err().map(|error| format!("{error:#}")) }
+    /// What works in user space, found out by moving real bytes in less than a millisecond; the kernel
+    /// tiers are as they are said to be.
+    pub fn probe(no_direct: Option<String>, no_sockmap: Option<String>) -> Self {
+        let no_splice = splice::probe().err().map(|error| format!("{error:#}"));
+        Self { no_direct, no_sockmap, no_splice }
     }
 
     /// Why a tier cannot be used here; `None` when it can.
     pub fn obstacle(&self, tier: Tier) -> Option<&str> {
         match tier {
-            Tier::Direct | Tier::Sockmap if datapath::object().is_none() => {
-                Some("this binary was built without the eBPF object")
-            }
-            Tier::Direct | Tier::Sockmap => Some("not in this version, which works in user space"),
+            Tier::Direct => self.no_direct.as_deref(),
+            Tier::Sockmap => self.no_sockmap.as_deref(),
             Tier::Splice => self.no_splice.as_deref(),
             Tier::Copy => None,
         }
@@ -42,57 +60,133 @@ impl Ladder {
     pub fn satisfies(&self, config: &Config) -> Result<()> {
         let Some(required) = config.acceleration.require else { return Ok(()) };
         for route in &config.routes {
-            let (tier, why) = self.choose(route.tier);
+            let choice = self.choose(route, route.tier);
             ensure!(
-                tier >= required,
-                "route {} would be carried by {tier}, and {required} is required ({why}); lower `require` \
-             or see `ambassador doctor`",
-                route.name
+                choice.tier >= required,
+                "route {} would be carried by {}, and {required} is required ({}); lower `require` or \
+                 see `ambassador doctor`",
+                route.name,
+                choice.tier,
+                choice.reason()
             );
         }
         Ok(())
     }
 
-    /// The highest tier that is allowed and works, and why no higher one.
-    pub fn choose(&self, limit: TierLimit) -> (Tier, String) {
+    /// The highest tier that is allowed, works, and does what the route needs.
+    pub fn choose(&self, route: &config::Route, limit: TierLimit) -> Choice {
         let mut why_not = Vec::new();
-        for tier in TIERS {
-            match self.obstacle(tier) {
-                _ if !limit.allows(tier) => {
-                    why_not.push(format!("{tier}: not allowed (tier: {limit})"))
-                }
-                Some(obstacle) => why_not.push(format!("{tier}: {obstacle}")),
-                None => return (tier, why_not.join("; ")),
-            }
+        let mut fits = |tier: Tier| {
+            let reason = if limit.allows(tier) {
+                let unfit = unfit(route, tier).map(str::to_owned);
+                unfit.or_else(|| self.obstacle(tier).map(str::to_owned))
+            } else {
+                Some(format!("not allowed (tier: {limit})"))
+            };
+            reason.map(|reason| why_not.push(WhyNot { tier: tier.to_string(), reason })).is_none()
+        };
+        let tier = TIERS.into_iter().find(|tier| fits(*tier)).unwrap_or(Tier::Copy);
+        let relay = match tier {
+            Tier::Direct => self.choose(route, limit.and(TierLimit::AtMost(Tier::Sockmap))).tier,
+            relay => relay,
+        };
+        Choice { tier, relay, why_not }
+    }
+}
+
+impl Choice {
+    /// All reasons in one line.
+    pub fn reason(&self) -> String {
+        let reasons: Vec<_> = self
+            .why_not
+            .iter()
+            .map(|WhyNot { tier, reason }| format!("{tier}: {reason}"))
+            .collect();
+        reasons.join("; ")
+    }
+}
+
+/// What a route needs that a tier does not give.
+fn unfit(route: &config::Route, tier: Tier) -> Option<&'static str> {
+    let loopback = |listen: &Listen| matches!(listen, Listen::Tcp { address, .. } if address.ip().is_loopback() || address.ip().is_unspecified());
+    let to_unix = route.upstream.endpoints.iter().any(|it| matches!(it.target, Target::Unix(_)));
+    match tier {
+        Tier::Direct | Tier::Sockmap if to_unix => Some("the upstream is a Unix socket"),
+        Tier::Direct | Tier::Sockmap if !route.listen.iter().any(loopback) => {
+            Some("the route does not listen on a TCP address of loopback")
         }
-        (Tier::Copy, why_not.join("; "))
+        Tier::Direct if route.idle_timeout.is_some() => {
+            Some("idle_timeout takes somebody who watches the bytes")
+        }
+        _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Resolved;
 
-    const GOOD: Ladder = Ladder { no_splice: None };
+    fn route(listen: &str, endpoint: &str, policy: &str) -> config::Route {
+        let text = format!(
+            "{{version: 1, routes: [{{listen: '{listen}', upstream: up{policy}}}], \
+             upstreams: {{up: {{endpoints: ['{endpoint}']}}}}}}"
+        );
+        let resolved = Resolved::of_text("c.yaml".as_ref(), text).unwrap();
+        resolved.config.routes[0].clone()
+    }
+
+    fn plain() -> config::Route {
+        route("127.0.0.1:1", "10.0.0.1:2", "")
+    }
+
+    fn only_user_space() -> Ladder {
+        Ladder {
+            no_direct: Some("no cgroup".to_owned()),
+            no_sockmap: Some("no cgroup".to_owned()),
+            no_splice: None,
+        }
+    }
 
     #[test]
     fn auto_takes_the_best_that_works() {
-        assert_eq!(GOOD.choose(TierLimit::Auto).0, Tier::Splice);
-        let bad = Ladder { no_splice: Some("splice(2) is refused".to_owned()) };
-        let (tier, reason) = bad.choose(TierLimit::Auto);
-        assert_eq!(tier, Tier::Copy);
-        assert!(reason.contains("splice: splice(2) is refused"), "{reason}");
+        assert_eq!(Ladder::default().choose(&plain(), TierLimit::Auto).tier, Tier::Direct);
+        let choice = only_user_space().choose(&plain(), TierLimit::Auto);
+        assert_eq!((choice.tier, choice.relay), (Tier::Splice, Tier::Splice));
+        assert_eq!(choice.reason(), "direct: no cgroup; sockmap: no cgroup");
+    }
+
+    #[test]
+    fn what_comes_to_the_listeners_of_a_direct_route_takes_the_next_best_tier() {
+        let ladder = Ladder { no_sockmap: Some("old kernel".to_owned()), ..Ladder::default() };
+        let choice = ladder.choose(&plain(), TierLimit::Auto);
+        assert_eq!((choice.tier, choice.relay), (Tier::Direct, Tier::Splice));
     }
 
     #[test]
     fn a_limit_is_never_exceeded_and_is_told_as_the_reason() {
-        let (tier, reason) = GOOD.choose(TierLimit::AtMost(Tier::Copy));
-        assert_eq!(tier, Tier::Copy);
-        assert!(reason.contains("splice: not allowed (tier: copy)"), "{reason}");
+        let choice = Ladder::default().choose(&plain(), TierLimit::AtMost(Tier::Copy));
+        assert_eq!(choice.tier, Tier::Copy);
+        assert!(choice.reason().contains("splice: not allowed (tier: copy)"), "{choice:?}");
+    }
+
+    #[test]
+    fn a_route_that_needs_somebody_in_between_is_not_direct() {
+        let (tcp, upstream) = ("127.0.0.1:1", "10.0.0.1:2");
+        for (route, reason) in [
+            (route(tcp, upstream, ", idle_timeout: 5s"), "direct: idle_timeout takes"),
+            (route(tcp, "unix:/s", ""), "direct: the upstream is a Unix"),
+            (route("unix:/s", upstream, ""), "direct: the route does not listen"),
+            (route("10.9.9.9:1", upstream, ""), "direct: the route does not listen"),
+        ] {
+            let choice = Ladder::default().choose(&route, TierLimit::Auto);
+            assert_ne!(choice.tier, Tier::Direct);
+            assert!(choice.reason().starts_with(reason), "{}", choice.reason());
+        }
     }
 
     #[test]
     fn splice_works_where_the_tests_run() {
-        assert_eq!(Ladder::probe().obstacle(Tier::Splice), None);
+        assert_eq!(Ladder::probe(None, None).obstacle(Tier::Splice), None);
     }
 }

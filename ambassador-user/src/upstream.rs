@@ -128,6 +128,18 @@ impl Endpoint {
         })
     }
 
+    /// The TCP addresses it is known to be reached at now.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        match &self.place {
+            Place::Address(address) => vec![*address],
+            Place::Unix(_) => Vec::new(),
+            Place::Name { name, port } => {
+                let known = name.known();
+                known.iter().map(|address| SocketAddr::new(*address, *port)).collect()
+            }
+        }
+    }
+
     /// What is known of where it is, for people.
     pub fn known(&self) -> String {
         match &self.place {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::scope;
 use std::time::Duration;
 
-use ambassador::datapath::probe;
+use ambassador::datapath::obstacle;
 use ambassador::datapath::sockmap::{Attached, Limits, Sockmap, load};
 use ambassador::proxy::relay::{Broken, Traffic, relay};
 use ambassador::proxy::shortcut::{Shortcut, Shortcuts};
@@ -30,7 +30,7 @@ const LIMITS: Limits = Limits { bytes: MIB as u64, messages: 2048 };
 /// Ends the calling test where its means are not there.
 macro_rules! tier {
     ($clients:expr) => {{
-        if let Err(obstacle) = probe::load() {
+        if let Err(obstacle) = obstacle::to_load() {
             skip!("{obstacle}");
         }
         Tier::new($clients)?

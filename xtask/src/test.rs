@@ -198,11 +198,11 @@ mod tests {
     #[test]
     fn a_skipped_test_is_not_a_passed_one() {
         let mut totals = Totals { passed: 5, ..Totals::default() };
-        totals.skip("tracker::counts", "it needs root");
+        totals.skip("direct::counts", "it needs root");
         totals.skip("redis::answers", "it needs root");
         assert_eq!(
             totals.to_string(),
-            "skipped, because it needs root:\n  tracker::counts\n  redis::answers\n\
+            "skipped, because it needs root:\n  direct::counts\n  redis::answers\n\
              3 passed, 0 failed, 2 skipped"
         );
     }

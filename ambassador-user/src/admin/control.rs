@@ -31,7 +31,14 @@ pub enum Request {
     Connections {},
     Drain {},
     Shutdown {},
-    LogLevel { level: LogFilter },
+    LogLevel {
+        level: LogFilter,
+    },
+    /// Keeps a route, or `all`, to a tier at most.
+    Tier {
+        route: String,
+        tier: String,
+    },
 }
 
 /// What is answered.
@@ -66,7 +73,8 @@ pub async fn serve(listener: Listener, handler: Handler) {
 impl Handler {
     async fn converse(&self, mut socket: Socket) -> Result<()> {
         let answer = match timeout(REQUEST_TIME, read(&mut socket)).await {
-            Ok(request) => request.and_then(|request| self.act(request)),
+            Ok(Ok(request)) => self.act(request).await,
+            Ok(Err(error)) => Err(error),
             Err(_elapsed) => bail!("no request within {} s", REQUEST_TIME.as_secs()),
         };
         let answer = match answer {
@@ -78,17 +86,21 @@ impl Handler {
         socket.write_all(&line).await.context("send the answer")
     }
 
-    fn act(&self, request: Request) -> Result<Value> {
+    async fn act(&self, request: Request) -> Result<Value> {
         match request {
-            Request::Status {} => Ok(serde_json::to_value(Status::of(&self.service))?),
+            Request::Status {} => Ok(serde_json::to_value(Status::of(&self.service).await)?),
             Request::Connections {} => {
-                Ok(serde_json::to_value(status::connections(&self.service))?)
+                Ok(serde_json::to_value(status::connections(&self.service).await)?)
             }
             Request::Drain {} => self.order(Order::Drain),
             Request::Shutdown {} => self.order(Order::Shutdown),
             Request::LogLevel { level } => {
                 info!(%level, "log level changes");
                 self.log_level.set(&level)?;
+                Ok(Value::Null)
+            }
+            Request::Tier { route, tier } => {
+                self.service.limit(&route, tier.parse()?)?;
                 Ok(Value::Null)
             }
         }

@@ -30,8 +30,8 @@ pub async fn serve(listener: Listener, service: Arc<Service>) {
         let service = Arc::clone(&service);
         async move {
             let answer = service_fn(|request| {
-                let response = respond(&request, &service);
-                async { Ok::<_, Infallible>(response) }
+                let service = Arc::clone(&service);
+                async move { Ok::<_, Infallible>(respond(&request, &service).await) }
             });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -47,7 +47,7 @@ pub async fn serve(listener: Listener, service: Arc<Service>) {
     .await;
 }
 
-fn respond(request: &Request<Incoming>, service: &Service) -> Response<Full<Bytes>> {
+async fn respond(request: &Request<Incoming>, service: &Service) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut refusal = text(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -65,7 +65,7 @@ fn respond(request: &Request<Incoming>, service: &Service) -> Response<Full<Byte
         // Once bound, it has started, and it stays started while it drains.
         "/startupz" => probe(true, verbose, service),
         "/readyz" | "/healthz" => probe(service.ready(), verbose, service),
-        "/metrics" => metrics(service),
+        "/metrics" => metrics(service).await,
         _ => text(
             StatusCode::NOT_FOUND,
             "there are /startupz /readyz /livez /healthz (?verbose) and /metrics\n".into(),
@@ -81,22 +81,22 @@ fn probe(passed: bool, verbose: bool, service: &Service) -> Response<Full<Bytes>
         (false, Phase::Grace | Phase::Finishing) => "not ready: draining\n".to_owned(),
     };
     if verbose {
-        for (route, meant) in &service.routes {
+        for route in &service.routes {
             body += &format!(
                 "route {}: {} connections, tier {}, upstream {} ({})\n",
                 route.name,
                 route.active(),
-                route.tier,
+                route.choice().tier,
                 route.upstream.name,
-                meant.upstream.endpoints.len(),
+                route.upstream.endpoints().len(),
             );
         }
     }
     text(status, body)
 }
 
-fn metrics(service: &Service) -> Response<Full<Bytes>> {
-    service.connections.settle();
+async fn metrics(service: &Service) -> Response<Full<Bytes>> {
+    service.settle().await;
     match service.metrics.render() {
         Ok(body) => response(StatusCode::OK, OPEN_METRICS, body),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

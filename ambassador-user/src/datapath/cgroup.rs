@@ -1,37 +1,205 @@
-//! Control groups, to which the kernel half is attached.
+//! The pod's control group, to which the kernel half is attached.
+//!
+//! A container sees its own cgroup as the root of the tree, so the pod's, which is the one above, must be
+//! found where the host's tree is mounted: by the inode, which is the same in every view.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, DirEntry};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
-/// Where the cgroup v2 hierarchy is mounted: alone, or beside the controllers of version 1.
-pub fn mount_point() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    find(&mounts).context("find a mounted cgroup v2 hierarchy in /proc/self/mounts")
+use crate::config::Cgroup;
+
+/// A tree with more groups than this is not searched to its end.
+const MOST_GROUPS: usize = 50_000;
+
+/// The directory of the cgroup that is meant.
+pub fn find(choice: &Cgroup) -> Result<PathBuf> {
+    match choice {
+        Cgroup::At(path) => {
+            // Only there a directory of cgroup v2 has this file.
+            ensure!(
+                path.join("cgroup.procs").exists(),
+                "{} is not a cgroup v2 directory; name one with --cgroup",
+                path.display()
+            );
+            Ok(path.clone())
+        }
+        Cgroup::Auto => {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
+            let own = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
+            above_own(&mounts, &own)
+        }
+    }
 }
 
-fn find(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|mount| match *mount.split(' ').collect::<Vec<_>>() {
-        [_, directory, "cgroup2", ..] => Some(PathBuf::from(directory)),
-        _ => None,
-    })
+/// What identifies a cgroup in every view of the tree.
+pub fn inode(directory: &Path) -> Result<u64> {
+    let found =
+        fs::metadata(directory).with_context(|| format!("look at {}", directory.display()))?;
+    Ok(found.ino())
+}
+
+/// This process in a cgroup of its own below another, until this is dropped.
+pub struct Visit {
+    group: PathBuf,
+    /// Where it came from.
+    home: PathBuf,
+}
+
+impl Visit {
+    /// Moves the process there. Takes a tree that may be written to.
+    pub fn below(cgroup: &Path) -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
+        let own = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let view = mounts.lines().filter_map(mount).find(|(root, _)| *root == "/");
+        let (_, view) = view.context("find a mounted cgroup v2 hierarchy")?;
+        let group = cgroup.join(format!("ambassador-selftest-{}", std::process::id()));
+        fs::create_dir(&group).with_context(|| format!("make {}", group.display()))?;
+        let visit = Self { group, home: view.join(own) };
+        enter(&visit.group)?;
+        Ok(visit)
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let left = enter(&self.home).and_then(|()| Ok(fs::remove_dir(&self.group)?));
+        if let Err(error) = left {
+            tracing::warn!("cannot leave {}: {error:#}", self.group.display());
+        }
+    }
+}
+
+fn enter(cgroup: &Path) -> Result<()> {
+    // The kernel takes 0 for whoever writes it.
+    fs::write(cgroup.join("cgroup.procs"), "0")
+        .with_context(|| format!("enter {}", cgroup.display()))
+}
+
+/// The parent of the own cgroup, as these views of the tree show it.
+fn above_own(mounts: &str, own: &str) -> Result<PathBuf> {
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
+    let own = own.context("this machine has no cgroup v2 hierarchy")?;
+    let trees: Vec<(&str, &Path)> = mounts.lines().filter_map(mount).collect();
+    let (_, view) = trees.iter().find(|(root, _)| *root == "/").context(
+        "no cgroup v2 hierarchy is mounted here; mount the host's /sys/fs/cgroup, read-only is enough",
+    )?;
+    let container = view.join(own);
+    let container = if own.is_empty() {
+        let wanted = inode(&container)?;
+        let above = trees.iter().map(|(_, tree)| *tree).filter(|tree| tree != view);
+        let mut found = above.filter_map(|tree| search(tree, wanted));
+        found.next().context(
+            "the pod's cgroup is not mounted; mount the host's /sys/fs/cgroup (hostPath, read-only) at \
+             any place, or name the cgroup with --cgroup",
+        )?
+    } else {
+        container
+    };
+    let pod = container.parent().context("find the cgroup above the own one")?;
+    // Anywhere else the group above holds more than one Pod.
+    let name = pod.file_name().unwrap_or_default().to_string_lossy();
+    if !name.contains("pod") || name.starts_with("kubepods") && !name.contains("-pod") {
+        bail!(
+            "the cgroup above the own one, {}, is not a Pod's; name the one to attach to with --cgroup",
+            pod.display()
+        );
+    }
+    Ok(pod.to_owned())
+}
+
+/// The root that a mount of cgroup v2 shows, and where.
+fn mount(line: &str) -> Option<(&str, &Path)> {
+    // See proc_pid_mountinfo(5): the fields after the separator begin with the type.
+    let (fields, kind) = line.split_once(" - ")?;
+    let mut fields = fields.split(' ').skip(3);
+    let (root, place) = (fields.next()?, fields.next()?);
+    kind.starts_with("cgroup2 ").then_some((root, Path::new(place)))
+}
+
+/// The directory with this inode below a directory.
+fn search(tree: &Path, wanted: u64) -> Option<PathBuf> {
+    let mut unseen = vec![tree.to_owned()];
+    let mut seen = 0;
+    while let Some(directory) = unseen.pop() {
+        seen += 1;
+        if seen > MOST_GROUPS {
+            return None;
+        }
+        // A group may go while it is looked at.
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        let groups = entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        for group in groups {
+            let inode = |group: &DirEntry| group.metadata().map(|found| found.ino());
+            if inode(&group).is_ok_and(|inode| inode == wanted) {
+                return Some(group.path());
+            }
+            unseen.push(group.path());
+        }
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn version_2_is_found_beside_version_1() {
-        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
-                      cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
-                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nosuid 0 0\n";
-        assert_eq!(find(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+    /// As a container sees it: its own group as the root, and the host's tree at another place.
+    fn views(container: &Path, host: &Path) -> String {
+        format!(
+            "30 23 0:26 / {} ro,nosuid - cgroup2 cgroup ro\n\
+             31 23 0:27 / /proc rw - proc proc rw\n\
+             32 23 0:26 /../../.. {} ro - cgroup2 cgroup rw\n",
+            container.display(),
+            host.display()
+        )
     }
 
     #[test]
-    fn version_1_alone_is_not_enough() {
-        assert_eq!(find("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"), None);
+    fn the_pod_is_found_above_the_container_by_inode() {
+        let host = tempfile::tempdir().unwrap();
+        let pod = host
+            .path()
+            .join("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice");
+        let container = pod.join("cri-containerd-1.scope");
+        fs::create_dir_all(&container).unwrap();
+        fs::create_dir_all(pod.join("cri-containerd-2.scope")).unwrap();
+        // Another path to the same inode.
+        let view = tempfile::tempdir().unwrap();
+        let view = view.path().join("own");
+        std::os::unix::fs::symlink(&container, &view).unwrap();
+        assert_eq!(above_own(&views(&view, host.path()), "0::/\n").unwrap(), pod);
+    }
+
+    #[test]
+    fn without_the_host_s_tree_it_says_what_to_mount() {
+        let own = tempfile::tempdir().unwrap();
+        let mounts = format!("30 23 0:26 / {} ro - cgroup2 cgroup ro\n", own.path().display());
+        let error = above_own(&mounts, "0::/\n").unwrap_err().to_string();
+        assert!(error.contains("mount the host's /sys/fs/cgroup"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_pod_is_not_taken_for_one() {
+        let mounts = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+        for own in ["0::/user.slice/session-1.scope\n", "0::/kubepods.slice/x.scope\n"] {
+            let error = above_own(mounts, own).unwrap_err().to_string();
+            assert!(error.contains("not a Pod's"), "{error}");
+        }
+        let own = "0::/kubepods/burstable/pod1234/5678\n";
+        let pod = above_own(mounts, own).unwrap();
+        assert_eq!(pod, Path::new("/sys/fs/cgroup/kubepods/burstable/pod1234"));
+    }
+
+    #[test]
+    fn version_2_is_found_beside_version_1() {
+        let line = "40 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+        assert_eq!(mount(line), Some(("/", Path::new("/sys/fs/cgroup/unified"))));
+        assert_eq!(mount("41 30 0:31 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"), None);
     }
 }

@@ -1,8 +1,8 @@
 //! Reaching an upstream: over its endpoints, over an endpoint's addresses, each step bounded.
 
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +101,9 @@ async fn tcp(address: SocketAddr, prepare: &Prepare) -> io::Result<Socket> {
     if let Some(shortcuts) = prepare {
         shortcuts.prepare(socket.as_fd());
     }
+    if address.ip().is_loopback() {
+        mark_as_ours(&socket, address.ip())?;
+    }
     let target = address.into();
     // Asked again, connect(2) tells how far it is. Within a node the handshake is over by the time the
     // first call returns, and so is this: no timer, no event, no further question.
@@ -117,6 +120,28 @@ async fn tcp(address: SocketAddr, prepare: &Prepare) -> io::Result<Socket> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// The connect hooks leave a socket alone whose source has been chosen. One that goes elsewhere than to
+/// loopback is none of their business.
+fn mark_as_ours(socket: &socket2::Socket, source: IpAddr) -> io::Result<()> {
+    // Else the port is chosen now, and no other connection may share it.
+    let (level, option) = (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT);
+    let on: libc::c_int = 1;
+    // SAFETY: the pointer is to `on`, whose size is given.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    socket.bind(&SocketAddr::new(source, 0).into())
 }
 
 async fn unix(path: &Path) -> io::Result<Socket> {

@@ -23,6 +23,7 @@ use super::shortcut::Shortcuts;
 use super::socket::Socket;
 use super::splice::PipePool;
 use crate::config::Tier;
+use crate::metrics::TierMetrics;
 use crate::route::{Admission, Route};
 
 /// Who connected.
@@ -39,6 +40,8 @@ pub enum Outcome {
     Ok,
     ClientReset,
     UpstreamReset,
+    /// By one of the two: the kernel does not tell which.
+    Reset,
     ConnectFailed,
     IdleTimeout,
     Cut,
@@ -90,7 +93,7 @@ impl Connections {
             connections: Arc::clone(self),
             outcome: Outcome::Cut,
         };
-        let tier = about.route().tier;
+        let tier = about.admission.tier;
         let means = Means {
             pipes: (tier >= Tier::Splice).then(|| Arc::clone(&shared.pipes)),
             shortcuts: shared.shortcuts.clone().filter(|_| tier >= Tier::Sockmap),
@@ -147,9 +150,9 @@ impl About {
 
     /// What carries it: a connection of the `sockmap` tier may have no shortcut.
     pub fn tier(&self) -> Tier {
-        match self.route().tier {
-            tier if tier > Tier::Splice && self.traffic.shortcut.get().is_none() => Tier::Splice,
-            tier => tier.min(Tier::Sockmap),
+        match self.admission.tier {
+            Tier::Sockmap if self.traffic.shortcut.get().is_none() => Tier::Splice,
+            tier => tier,
         }
     }
 
@@ -157,11 +160,15 @@ impl About {
         self.started.elapsed()
     }
 
+    fn metrics(&self) -> &TierMetrics {
+        self.route().metrics.of(self.tier())
+    }
+
     /// Hands what has moved since the last time to the route's counters.
     fn settle(&self) {
         let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         let (up, down) = (self.traffic.up(), self.traffic.down());
-        self.route().count_bytes(up - settled.0, down - settled.1);
+        self.metrics().count_bytes(up - settled.0, down - settled.1);
         *settled = (up, down);
     }
 }
@@ -195,7 +202,7 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
             return;
         }
     };
-    route.count_connect(about.age());
+    route.metrics.count_connect(about.age());
     // Set once, here.
     let _ = about.endpoint.set(Arc::clone(lease.endpoint().label()));
 
@@ -263,7 +270,7 @@ impl Drop for Record {
         about.settle();
         let route = about.route();
         let endpoint = about.endpoint.get().map_or("", |label| label);
-        route.count_end(endpoint, self.outcome.name());
+        about.metrics().ended(endpoint, self.outcome.name());
         info!(
             target: "access",
             route = %route.name,
@@ -299,6 +306,7 @@ impl Outcome {
             Self::Ok => "ok",
             Self::ClientReset => "client_reset",
             Self::UpstreamReset => "upstream_reset",
+            Self::Reset => "reset",
             Self::ConnectFailed => "connect_failed",
             Self::IdleTimeout => "idle_timeout",
             Self::Cut => "cut",

@@ -31,7 +31,11 @@ const SECOND_FAMILY: Duration = Duration::from_millis(50);
 
 /// The distinct names of a configuration.
 #[derive(Debug, Default)]
-pub struct Names(Vec<Arc<Name>>);
+pub struct Names {
+    all: Vec<Arc<Name>>,
+    /// Told when any of them points elsewhere.
+    changes: Arc<watch::Sender<()>>,
+}
 
 /// One name and what is known of it.
 #[derive(Debug)]
@@ -39,6 +43,7 @@ pub struct Name {
     host: Arc<str>,
     policy: config::Dns,
     answer: watch::Sender<Answer>,
+    changes: Arc<watch::Sender<()>>,
 }
 
 #[derive(Debug, Clone)]
@@ -52,21 +57,25 @@ enum Answer {
 impl Names {
     /// The name `host` under `policy`, shared by all endpoints that have both.
     pub fn get(&mut self, host: &Arc<str>, policy: config::Dns) -> Arc<Name> {
-        if let Some(known) = self.0.iter().find(|name| name.host == *host && name.policy == policy)
+        if let Some(known) =
+            self.all.iter().find(|name| name.host == *host && name.policy == policy)
         {
             return Arc::clone(known);
         }
         let answer = watch::Sender::new(Answer::Awaited);
-        let name = Arc::new(Name { host: Arc::clone(host), policy, answer });
-        self.0.push(Arc::clone(&name));
+        let changes = Arc::clone(&self.changes);
+        let name = Arc::new(Name { host: Arc::clone(host), policy, answer, changes });
+        self.all.push(Arc::clone(&name));
         name
     }
 
-    /// Starts asking. The tasks end with the runtime.
-    pub fn watch(self) {
-        for name in self.0 {
+    /// Starts asking, and tells when an answer has changed. The tasks end with the runtime.
+    pub fn watch(self) -> watch::Receiver<()> {
+        let changes = self.changes.subscribe();
+        for name in self.all {
             tokio::spawn(async move { name.keep_true().await });
         }
+        changes
     }
 }
 
@@ -82,6 +91,14 @@ impl Name {
             Answer::Known(addresses) => Ok(Arc::clone(addresses)),
             Answer::Failed(why) => Err(anyhow!("{} does not resolve: {why}", self.host)),
             Answer::Awaited => bail!("{} is not resolved yet", self.host),
+        }
+    }
+
+    /// The addresses known now, perhaps none.
+    pub fn known(&self) -> Arc<[IpAddr]> {
+        match &*self.answer.borrow() {
+            Answer::Known(addresses) => Arc::clone(addresses),
+            Answer::Awaited | Answer::Failed(_) => Arc::default(),
         }
     }
 
@@ -104,7 +121,7 @@ impl Name {
     }
 
     fn know(&self, addresses: Arc<[IpAddr]>) {
-        self.answer.send_if_modified(|answer| {
+        let changed = self.answer.send_if_modified(|answer| {
             // The order is the server's to shuffle; only a different set is news.
             let same = matches!(answer, Answer::Known(known) if *known == addresses);
             if !same {
@@ -113,11 +130,14 @@ impl Name {
             }
             !same
         });
+        if changed {
+            self.changes.send_replace(());
+        }
     }
 
     fn fail(&self, error: &anyhow::Error) {
         let why: Arc<str> = format!("{error:#}").into();
-        self.answer.send_if_modified(|answer| {
+        let changed = self.answer.send_if_modified(|answer| {
             match answer {
                 Answer::Failed(known) if *known == why => return false,
                 Answer::Known(addresses) if self.policy.stale => {
@@ -129,6 +149,9 @@ impl Name {
             *answer = Answer::Failed(why);
             true
         });
+        if changed {
+            self.changes.send_replace(());
+        }
     }
 }
 

@@ -1,0 +1,84 @@
+//! Which of a route's addresses a connection gets, decided in the connect hook from its table.
+
+use ambassador_ebpf::direct::{FAILOVER, LEAST_CONNECTIONS, SLOTS, Slot, Table, Target};
+
+use crate::maps::TARGETS;
+
+/// Slots that are looked at for one connection, so that connect(2) takes no longer with more of them (and
+/// the verifier, which follows every way through every turn of a loop, comes to its end soon). Of more,
+/// the least busy of some is nearly as good as the least busy of all.
+const LOOKS: usize = 8;
+
+/// What a socket can be connected to, and when.
+pub(crate) struct Wish {
+    /// The families of addresses that will do.
+    pub(crate) families: u32,
+    pub(crate) now: u64,
+    /// Counts the route's connections.
+    pub(crate) turn: u64,
+}
+
+/// The slot for a connection; none if no address suits, or all are suspected of not answering: user
+/// space can try one after the other then, which a hook cannot.
+#[inline(always)]
+pub(crate) fn choose<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
+    if table.policy == LEAST_CONNECTIONS {
+        // Ties go round, or the first would take all connections that come one by one.
+        return least_busy(table, wish, wish.turn as usize);
+    }
+    let turn = wish.turn as u32 % table.round.max(1);
+    let preferred = usize::from(*table.turns.get(turn as usize)?);
+    let slot = table.slots.get(preferred)?;
+    if is_fit(table, slot, wish) {
+        return Some(slot);
+    }
+    first_fit(table, wish, if table.policy == FAILOVER { 0 } else { preferred })
+}
+
+#[inline(always)]
+fn first_fit<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slot> {
+    for step in 0..LOOKS {
+        let slot = &table.slots[(first + step) % SLOTS];
+        if is_fit(table, slot, wish) {
+            return Some(slot);
+        }
+    }
+    None
+}
+
+/// The one with the fewest connections for its weight.
+#[inline(always)]
+fn least_busy<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slot> {
+    let mut winner = SLOTS;
+    let mut least = u64::MAX;
+    for step in 0..LOOKS {
+        let at = (first + step) % SLOTS;
+        let slot = &table.slots[at];
+        if is_fit(table, slot, wish) {
+            let active = state(slot).map_or(0, |target| target.active);
+            let load = ((active + 1) << 32) / u64::from(slot.weight.max(1));
+            if load < least {
+                least = load;
+                winner = at;
+            }
+        }
+    }
+    table.slots.get(winner)
+}
+
+/// Whether the socket can be connected to it, and it is not known to have been silent lately. The only
+/// address is never suspected: there is no better one.
+#[inline(always)]
+fn is_fit(table: &Table, slot: &Slot, wish: &Wish) -> bool {
+    slot.family & wish.families != 0
+        && (table.count == 1 || state(slot).is_none_or(|target| target.suspect_until <= wish.now))
+}
+
+#[inline(always)]
+fn state(slot: &Slot) -> Option<&Target> {
+    // By reference: a copy of it would go over the stack.
+    let key = &slot.key;
+    // SAFETY: user space deletes an element only when no table names it, so it is not made into
+    // another while it is read; were it, a number would be off once.
+    unsafe { TARGETS.get(key) }
+}

@@ -1,0 +1,228 @@
+//! The kernel half in force: found pinned, or loaded, tried and attached; and given up in order.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use ambassador_ebpf::VERSION;
+use anyhow::{Context, Result, bail, ensure};
+use tracing::info;
+
+use super::obstacle::{self, Obstacle};
+use super::pins::{Owner, Pins};
+use super::programs::{Links, Programs};
+use super::selftest::Check;
+use super::tables::{Ends, Settings, Tables};
+use super::{cgroup, object, selftest};
+use crate::config::{Acceleration, Cgroup, Config};
+use crate::privileges;
+
+/// Room for routes that a later configuration may have.
+const SPARE_ROUTES: u32 = 64;
+
+/// The maps, and what keeps the programs attached.
+pub struct Kernel {
+    pub tables: Tables,
+    pub ends: Ends,
+    pub hold: Hold,
+}
+
+/// What keeps the programs attached.
+#[must_use = "dropping it may detach the programs"]
+pub enum Hold {
+    /// This process.
+    Process { _links: Links },
+    /// Files. Those that this process made it removes at a clean end; after any other they stay.
+    Pins { pins: Pins, kept: bool },
+}
+
+impl Kernel {
+    /// Takes over what is pinned for this instance, or else loads, tries and attaches the programs.
+    pub fn open(acceleration: &Acceleration, routes: u32) -> Result<Self, Obstacle> {
+        if object().is_none() {
+            return Err(Obstacle::NotEmbedded);
+        }
+        let found = Pins::find(&instance(acceleration)?).map_err(Obstacle::NotOurs)?;
+        let may_load = obstacle::to_load();
+        if let Some(pins) = found {
+            match Self::adopt(&pins, acceleration) {
+                Ok((tables, ends)) => {
+                    let kept = tables.settings().kept != 0;
+                    info!("taking over the kernel half pinned at {}", pins.directory().display());
+                    return Ok(Self { tables, ends, hold: Hold::Pins { pins, kept } });
+                }
+                Err(error) if may_load.is_err() => return Err(Obstacle::NotOurs(error)),
+                Err(error) => {
+                    info!("replacing the kernel half at {}: {error:#}", pins.directory().display());
+                    pins.remove().map_err(Obstacle::NotOurs)?;
+                }
+            }
+        }
+        may_load?;
+        let user = privileges::effective_user();
+        Self::load(acceleration, routes, Owner { uid: user, gid: u32::MAX }, false)
+    }
+
+    /// Loads, tries, attaches, and pins for a user if there is a bpffs.
+    pub fn load(
+        acceleration: &Acceleration,
+        routes: u32,
+        owner: Owner,
+        kept: bool,
+    ) -> Result<Self, Obstacle> {
+        let cgroup = cgroup::find(&acceleration.cgroup).map_err(Obstacle::NoCgroup)?;
+        selftest::direct(&cgroup)
+            .and_then(|checks| selftest::verdict(&checks))
+            .map_err(Obstacle::Fails)?;
+        let instance = instance(acceleration)?;
+        Self::attach(&cgroup, &instance, routes, owner, kept).map_err(Obstacle::Refused)
+    }
+
+    fn attach(
+        cgroup: &Path,
+        instance: &str,
+        routes: u32,
+        owner: Owner,
+        kept: bool,
+    ) -> Result<Self> {
+        let mut programs = Programs::load(routes)?;
+        let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
+        let links = programs.attach(&opened)?;
+        let mut maps = programs.maps();
+        let pinned = Pins::make(instance, &maps, links, owner);
+        let (mut tables, ends) = Tables::new(&mut maps)?;
+        tables.found(Settings {
+            version: VERSION,
+            kept: kept.into(),
+            netns_cookie: netns_cookie()?,
+            fresh_until: 0,
+            cgroup: cgroup::inode(cgroup)?,
+            object: own_hash()?,
+        })?;
+        let hold = match pinned {
+            Ok(pins) => Hold::Pins { pins, kept },
+            Err(error) if kept => return Err(error),
+            Err(error) => {
+                info!("the kernel half ends with this process, however that ends: {error:#}");
+                // Attached again: what was pinned went with the pins.
+                Hold::Process { _links: programs.attach(&opened)? }
+            }
+        };
+        info!(cgroup = %cgroup.display(), "the kernel half is attached");
+        Ok(Self { tables, ends, hold })
+    }
+
+    /// Opens what is pinned, if it is what this version would have pinned.
+    fn adopt(pins: &Pins, acceleration: &Acceleration) -> Result<(Tables, Ends)> {
+        let (tables, ends) = Tables::new(&mut pins.maps()?)?;
+        let settings = tables.settings();
+        ensure!(
+            settings.version == VERSION,
+            "{} was pinned by another version (contract {}, ours is {VERSION}); load it again with \
+             `ambassador load` of this version",
+            pins.directory().display(),
+            settings.version
+        );
+        ensure!(
+            settings.netns_cookie == netns_cookie()?,
+            "{} was pinned for another network namespace; give this ambassador its own --instance",
+            pins.directory().display()
+        );
+        if let Cgroup::At(path) = &acceleration.cgroup
+            && cgroup::inode(path)? != settings.cgroup
+        {
+            bail!("{} was pinned for another cgroup", pins.directory().display());
+        }
+        if settings.object != own_hash()? {
+            info!("the kernel half was loaded by another build of the same contract");
+        }
+        Ok((tables, ends))
+    }
+}
+
+impl Hold {
+    /// Whether the programs stay attached when this process ends well.
+    pub fn stays(&self) -> bool {
+        matches!(self, Self::Pins { kept: true, .. })
+    }
+
+    /// Detaches what this process attached, so that nothing is left behind.
+    pub fn release(self) -> Result<()> {
+        match self {
+            Self::Process { .. } | Self::Pins { kept: true, .. } => Ok(()),
+            Self::Pins { pins, kept: false } => pins.remove(),
+        }
+    }
+}
+
+/// Loads, tries, attaches and pins, for a user whose ambassador takes over. What was pinned before is
+/// replaced.
+pub fn load_for(config: &Config, owner: Owner) -> Result<(), Obstacle> {
+    obstacle::to_load()?;
+    let before = Pins::find(&instance(&config.acceleration)?).map_err(Obstacle::NotOurs)?;
+    if let Some(before) = before {
+        before.remove().map_err(Obstacle::NotOurs)?;
+    }
+    let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
+    let kernel =
+        Kernel::load(&config.acceleration, routes.saturating_add(SPARE_ROUTES), owner, true)?;
+    if let Hold::Pins { pins, .. } = &kernel.hold {
+        info!(uid = owner.uid, gid = owner.gid, "pinned at {}", pins.directory().display());
+    }
+    Ok(())
+}
+
+/// Tries the kernel half, and leaves nothing behind.
+pub fn examine(choice: &Cgroup) -> Result<Vec<Check>, Obstacle> {
+    obstacle::to_load()?;
+    let cgroup = cgroup::find(choice).map_err(Obstacle::NoCgroup)?;
+    selftest::direct(&cgroup).map_err(Obstacle::Refused)
+}
+
+fn instance(acceleration: &Acceleration) -> Result<String, Obstacle> {
+    match &acceleration.instance {
+        Some(name) => Ok(name.to_string()),
+        None => default_instance().map_err(Obstacle::Refused),
+    }
+}
+
+/// The name of an instance that was given none: after the network namespace, which is the same for all
+/// containers of a Pod and no other's.
+pub fn default_instance() -> Result<String> {
+    Ok(format!("net-{}", netns_cookie()?))
+}
+
+/// What the kernel knows the network namespace by; no other has had it since the machine started.
+pub fn netns_cookie() -> Result<u64> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+        .context("open a socket")?;
+    /// include/uapi/asm-generic/socket.h; the libc crate does not have it.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut size = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are to what lives until the call returns, and `size` is that of `cookie`.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut size,
+        )
+    };
+    if got != 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(error).context("ask for the network namespace's cookie (Linux 5.14 or later)");
+    }
+    Ok(cookie)
+}
+
+fn own_hash() -> Result<[u8; 32]> {
+    let text = object().context("this binary was built without the eBPF object")?.sha256;
+    let mut hash = [0; 32];
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digits = str::from_utf8(digits).context("read the object's hash")?;
+        *byte = u8::from_str_radix(digits, 16).context("read the object's hash")?;
+    }
+    Ok(hash)
+}

@@ -1,0 +1,222 @@
+//! What stays in the kernel without a process: maps and attachments pinned below bpffs, one directory
+//! an instance.
+//!
+//! ```text
+//! /sys/fs/bpf/ambassador/INSTANCE/maps/NAME    files of the user who runs the ambassador, mode 0600
+//!                                 links/NAME   files of whoever loaded it: only they detach
+//! ```
+//! The files' owner and mode are the boundary: whoever may open a map's file may change the map. Whoever
+//! runs an instance holds a lock on its directory.
+
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{Map, MapData};
+
+use super::programs::{Links, Maps};
+
+/// All instances.
+pub const DIRECTORY: &str = "/sys/fs/bpf/ambassador";
+
+/// An instance's directory, locked while this lives.
+#[derive(Debug)]
+pub struct Pins {
+    directory: PathBuf,
+    _lock: File,
+}
+
+/// Who may use what is pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Pins {
+    /// Those of an instance, if there are any.
+    pub fn find(instance: &str) -> Result<Option<Self>> {
+        let directory = Path::new(DIRECTORY).join(instance);
+        match File::open(&directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("open {}", directory.display())),
+            Ok(opened) => Self::lock(directory, opened).map(Some),
+        }
+    }
+
+    /// Pins maps and links for a user; nothing is left behind if that fails.
+    pub fn make(instance: &str, maps: &Maps, links: Links, owner: Owner) -> Result<Self> {
+        // As /tmp: ambassadors of several users may share a node's bpffs.
+        make_directory(Path::new(DIRECTORY), 0o1777)?;
+        let directory = Path::new(DIRECTORY).join(instance);
+        make_directory(&directory, 0o755)?;
+        let opened =
+            File::open(&directory).with_context(|| format!("open {}", directory.display()))?;
+        let pins = Self::lock(directory, opened)?;
+        if let Err(error) = pins.fill(maps, links, owner) {
+            let _ = pins.remove();
+            return Err(error);
+        }
+        Ok(pins)
+    }
+
+    /// All instances that nobody runs, and that act on nothing any more or never will again.
+    pub fn stale() -> Result<Vec<Self>> {
+        let entries = match fs::read_dir(DIRECTORY) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.with_context(|| format!("list {DIRECTORY}"))?,
+        };
+        let mut stale = Vec::new();
+        for entry in entries {
+            let name = entry.context("list instances")?.file_name();
+            // One that is locked is run by somebody.
+            if let Some(name) = name.to_str()
+                && let Ok(Some(pins)) = Self::find(name)
+                && pins.acts_on_nothing()?
+            {
+                stale.push(pins);
+            }
+        }
+        Ok(stale)
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The maps, for a user who may open them.
+    pub fn maps(&self) -> Result<Maps> {
+        let mut maps = Maps::default();
+        for path in list(&self.directory.join("maps"))? {
+            let open = || Ok(Map::from_map_data(MapData::from_pin(&path)?)?);
+            let map = open().map_err(|error: anyhow::Error| {
+                error.context(format!(
+                    "open {} (it belongs to the user that `ambassador load --for` named)",
+                    path.display()
+                ))
+            })?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            maps.0.insert(name, map);
+        }
+        Ok(maps)
+    }
+
+    /// Detaches and removes all; connections that are open stay.
+    pub fn remove(self) -> Result<()> {
+        for part in ["links", "maps"] {
+            let part = self.directory.join(part);
+            for path in list(&part)? {
+                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+            if part.exists() {
+                fs::remove_dir(&part).with_context(|| format!("remove {}", part.display()))?;
+            }
+        }
+        fs::remove_dir(&self.directory)
+            .with_context(|| format!("remove {}", self.directory.display()))?;
+        // The last one out. Others may be there, or come just now.
+        let _ = fs::remove_dir(DIRECTORY);
+        Ok(())
+    }
+
+    fn lock(directory: PathBuf, opened: File) -> Result<Self> {
+        // SAFETY: a system call on a descriptor that is open.
+        if unsafe { libc::flock(opened.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            bail!(
+                "{} is in use by another ambassador; give each its own --instance",
+                directory.display()
+            );
+        }
+        Ok(Self { directory, _lock: opened })
+    }
+
+    fn fill(&self, maps: &Maps, links: Links, Owner { uid, gid }: Owner) -> Result<()> {
+        let (of_maps, of_links) = (self.directory.join("maps"), self.directory.join("links"));
+        make_directory(&of_maps, 0o755)?;
+        make_directory(&of_links, 0o700)?;
+        // Names with a dot are variables that only programs read.
+        for (name, map) in maps.0.iter().filter(|(name, _)| !name.contains('.')) {
+            let path = of_maps.join(name);
+            map.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+            chown(&path, Some(uid), Some(gid))
+                .with_context(|| format!("give {} to user {uid}", path.display()))?;
+            fs::set_permissions(&path, Permissions::from_mode(0o600))
+                .with_context(|| format!("keep others from {}", path.display()))?;
+        }
+        for (name, link) in links {
+            let path = of_links.join(name);
+            link.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the cgroup that the programs were attached to is gone.
+    fn acts_on_nothing(&self) -> Result<bool> {
+        for path in list(&self.directory.join("links"))? {
+            if cgroup_of(&path)? != 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The inode of the cgroup that a pinned link attaches to; 0 when it is gone.
+fn cgroup_of(pin: &Path) -> Result<u64> {
+    let link = open(pin).with_context(|| format!("open {}", pin.display()))?;
+    // What aya tells of a link leaves this out.
+    let info = format!("/proc/self/fdinfo/{}", link.as_raw_fd());
+    let info = fs::read_to_string(&info).with_context(|| format!("read {info}"))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("cgroup_id:"));
+    id.context("find the cgroup of a link")?.trim().parse().context("read the cgroup of a link")
+}
+
+/// bpf(2) `BPF_OBJ_GET`, for what aya wraps without showing its descriptor.
+fn open(pin: &Path) -> Result<OwnedFd> {
+    /// The part of `union bpf_attr` that this command reads.
+    #[repr(C)]
+    struct Attributes {
+        path: u64,
+        descriptor: u32,
+        flags: u32,
+    }
+    const BPF_OBJ_GET: libc::c_int = 7;
+
+    let path = CString::new(pin.as_os_str().as_bytes()).context("name a pin")?;
+    let attributes = Attributes { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
+    // SAFETY: both pointers are to what lives until the call returns.
+    let opened = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of::<Attributes>())
+    };
+    let opened = i32::try_from(opened).unwrap_or(-1);
+    if opened < 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened) })
+}
+
+/// The files of a directory; none if it is not there.
+fn list(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("list {}", directory.display()))?,
+    };
+    let paths = entries.map(|entry| Ok(entry.context("list pins")?.path()));
+    paths.collect()
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("make {}", path.display())),
+        // The umask may have taken some of it.
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode))
+            .with_context(|| format!("open {} to others", path.display())),
+    }
+}

@@ -1,0 +1,315 @@
+//! The maps of the `direct` tier: where routes listen and lead, and what the kernel counted.
+
+use std::collections::HashMap as Known;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use ambassador_ebpf::Address;
+use ambassador_ebpf::direct::{
+    ENDS, FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, LISTENERS, MOST_ROUTES, NO_TABLE, OPEN,
+    ROUND_ROBIN, ROUTES, SETTINGS, Slot, TABLES, TARGETS, TURNS, Table, TargetKey,
+};
+pub use ambassador_ebpf::direct::{
+    End, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET, SLOTS, Settings, Target, route_id,
+};
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::programs::Maps;
+
+/// The tables, and what only this process may write.
+pub struct Tables {
+    settings: Array<MapData, Settings>,
+    listeners: HashMap<MapData, Address, u32>,
+    routes: Array<MapData, u32>,
+    tables: Array<MapData, Table>,
+    targets: HashMap<MapData, TargetKey, Target>,
+    open: HashMap<MapData, u64, Flow>,
+    /// As they stand in the map.
+    now: Settings,
+    /// By route, which of its two tables is in force.
+    second: Known<u32, bool>,
+}
+
+/// The ends of connections, as the kernel tells them.
+pub struct Ends(RingBuf<MapData>);
+
+/// How a route's connections are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    Failover,
+    RoundRobin,
+    LeastConnections,
+}
+
+/// Where a route leads, from which its table is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// [`route_id`] of its name.
+    pub route: u64,
+    pub policy: Policy,
+    pub limit: u32,
+    /// Addresses with their weights, in the order of preference; at least one.
+    pub targets: Vec<(SocketAddr, u32)>,
+    /// For [`Policy::Failover`]: how many of them are equally good, and so take turns.
+    pub preferred: usize,
+}
+
+impl Tables {
+    /// Takes the maps over. What they hold is in force until [`Tables::listen`].
+    pub fn new(maps: &mut Maps) -> Result<(Self, Ends)> {
+        let settings: Array<_, _> = maps.take(SETTINGS)?;
+        let tables = Self {
+            now: settings.get(&0, 0).context("read the settings")?,
+            settings,
+            listeners: maps.take(LISTENERS)?,
+            routes: maps.take(ROUTES)?,
+            tables: maps.take(TABLES)?,
+            targets: maps.take(TARGETS)?,
+            open: maps.take(OPEN)?,
+            second: Known::new(),
+        };
+        Ok((tables, Ends(maps.take(ENDS)?)))
+    }
+
+    /// What loaded them, and for whom.
+    pub fn settings(&self) -> &Settings {
+        &self.now
+    }
+
+    /// Says what loaded them, and for whom; nothing is in force then.
+    pub fn found(&mut self, settings: Settings) -> Result<()> {
+        self.now = settings;
+        self.close()
+    }
+
+    /// Replaces all routes: each index listens on these addresses, and leads nowhere yet. Nothing is in
+    /// force until [`Tables::renew`].
+    pub fn listen(&mut self, listeners: &[(SocketAddr, u32)]) -> Result<()> {
+        self.close()?;
+        let room = (self.tables.len() / 2).min(MOST_ROUTES);
+        if let Some((_, most)) = listeners.iter().max_by_key(|(_, route)| *route) {
+            ensure!(*most < room, "the kernel half was loaded for {room} routes; load it again");
+        }
+        let old = self.listeners.keys().collect::<Result<Vec<_>, _>>().context("list listeners")?;
+        for address in old {
+            self.listeners.remove(&address).context("remove a listener")?;
+        }
+        for route in 0..room {
+            self.routes.set(route, NO_TABLE, 0).context("take a route out of force")?;
+        }
+        for (address, route) in listeners {
+            self.listeners.insert(to_kernel(*address), route, 0).context("add a listener")?;
+        }
+        Ok(())
+    }
+
+    /// Puts a route in force as planned, in one step.
+    pub fn put(&mut self, route: u32, plan: &Plan) -> Result<()> {
+        let second = self.second.entry(route).or_default();
+        let index = 2 * route + u32::from(!*second);
+        self.tables.set(index, plan.table(), 0).context("write a table")?;
+        self.routes.set(route, index, 0).context("put a table in force")?;
+        *second = !*second;
+        Ok(())
+    }
+
+    /// Leaves a route's connections to user space.
+    pub fn withdraw(&mut self, route: u32) -> Result<()> {
+        self.routes.set(route, NO_TABLE, 0).context("take a route out of force")
+    }
+
+    /// Everything holds for this long from now, or until it is closed.
+    pub fn renew(&mut self, time: Option<Duration>) -> Result<()> {
+        let fresh_until = match time {
+            None => u64::MAX,
+            Some(time) => now()? + u64::try_from(time.as_nanos()).context("add up a time")?,
+        };
+        self.set(fresh_until)
+    }
+
+    /// As [`Tables::renew`], unless they have been closed.
+    pub fn renew_if_open(&mut self, time: Option<Duration>) -> Result<()> {
+        if self.now.fresh_until == 0 { Ok(()) } else { self.renew(time) }
+    }
+
+    /// Nothing is redirected any more.
+    pub fn close(&mut self) -> Result<()> {
+        self.set(0)
+    }
+
+    fn set(&mut self, fresh_until: u64) -> Result<()> {
+        self.now.fresh_until = fresh_until;
+        self.settings.set(0, self.now, 0).context("write the settings")
+    }
+
+    /// What became of a route's connections to one address.
+    pub fn target(&self, route: u64, address: SocketAddr) -> Result<Target> {
+        self.state(&TargetKey { route, address: to_kernel(address), reserved: 0 })
+    }
+
+    /// What became of a route's connections.
+    pub fn route(&self, route: u64) -> Result<Target> {
+        self.state(&TargetKey::of_route(route))
+    }
+
+    fn state(&self, key: &TargetKey) -> Result<Target> {
+        match self.targets.get(key, 0) {
+            Err(MapError::KeyNotFound) => Ok(Target::default()),
+            state => state.context("read a target"),
+        }
+    }
+
+    /// The connections that are open, by the cookies of their sockets. One that ends meanwhile may be
+    /// missing, and others with it.
+    pub fn open(&self) -> Vec<(u64, Flow)> {
+        self.open.iter().filter_map(Result::ok).collect()
+    }
+}
+
+impl Ends {
+    /// Registers the ring with the current runtime: it is readable when something was told.
+    pub fn register(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: a ring owns its descriptor and shows the same one for as long as it lives.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }
+            .map_err(io::Error::from)
+    }
+}
+
+/// Those that have been told; more may come.
+impl Iterator for Ends {
+    type Item = End;
+
+    fn next(&mut self) -> Option<End> {
+        let told = self.0.next()?;
+        // SAFETY: of the kernel half, which was checked to speak of the same `End`; any bytes are one,
+        // and their place in the ring need not be aligned.
+        (told.len() >= size_of::<End>())
+            .then(|| unsafe { told.as_ptr().cast::<End>().read_unaligned() })
+    }
+}
+
+impl AsRawFd for Ends {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Plan {
+    fn table(&self) -> Table {
+        let slot = |(address, weight): &(SocketAddr, u32)| Slot {
+            key: TargetKey { route: self.route, address: to_kernel(*address), reserved: 0 },
+            weight: *weight,
+            family: if address.ip().to_canonical().is_ipv4() { IPV4 } else { IPV6 },
+        };
+        let targets: Vec<_> = self.targets.iter().take(SLOTS).map(slot).collect();
+        let count = targets.len();
+        let slots = std::array::from_fn(|at| targets[at % count]);
+        let taking_turns = match self.policy {
+            Policy::Failover => self.preferred.min(count),
+            Policy::RoundRobin | Policy::LeastConnections => count,
+        };
+        let (turns, round) = round(&targets[..taking_turns]);
+        Table {
+            route: self.route,
+            policy: match self.policy {
+                Policy::Failover => FAILOVER,
+                Policy::RoundRobin => ROUND_ROBIN,
+                Policy::LeastConnections => LEAST_CONNECTIONS,
+            },
+            count: count as u32,
+            limit: self.limit,
+            round,
+            slots,
+            turns,
+        }
+    }
+}
+
+/// A smooth weighted round, and its length: each turn every slot gains its weight, the richest is
+/// chosen and pays the sum of all. Where weights add up to more than there is room for, the round is
+/// cut, and shares are as near as that allows.
+fn round(slots: &[Slot]) -> ([u8; TURNS], u32) {
+    let mut turns = [0; TURNS];
+    let sum: i64 = slots.iter().map(|slot| i64::from(slot.weight)).sum();
+    let length = usize::try_from(sum).unwrap_or(TURNS).clamp(1, TURNS);
+    let mut credit = vec![0; slots.len()];
+    for turn in &mut turns[..length] {
+        for (credit, slot) in credit.iter_mut().zip(slots) {
+            *credit += i64::from(slot.weight);
+        }
+        let richest = (0..slots.len()).rev().max_by_key(|&index| credit[index]);
+        let Some(richest) = richest else { break };
+        credit[richest] -= sum;
+        *turn = richest as u8;
+    }
+    (turns, length as u32)
+}
+
+/// As the kernel half has it.
+fn to_kernel(address: SocketAddr) -> Address {
+    let port = u32::from(address.port().to_be());
+    match address.ip() {
+        IpAddr::V4(ip) => Address::v4(u32::from_ne_bytes(ip.octets()), port),
+        IpAddr::V6(ip) => {
+            let mut words = [0; 4];
+            for (word, bytes) in words.iter_mut().zip(ip.octets().chunks_exact(4)) {
+                *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }
+            Address { ip: words, port }
+        }
+    }
+}
+
+/// As people have it.
+pub fn from_kernel(address: Address) -> SocketAddr {
+    let port = u16::from_be(address.port as u16);
+    let mut octets = [0; 16];
+    for (bytes, word) in octets.chunks_exact_mut(4).zip(address.ip) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    SocketAddr::new(IpAddr::from(octets).to_canonical(), port)
+}
+
+/// Nanoseconds of the boot-time clock, which the kernel half goes by.
+pub fn now() -> Result<u64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec.
+    if unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) } != 0 {
+        bail!("read the boot-time clock: {}", io::Error::last_os_error());
+    }
+    Ok(time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slots(weights: &[u32]) -> Vec<Slot> {
+        let key = TargetKey::of_route(0);
+        weights.iter().map(|&weight| Slot { key, weight, family: IPV4 }).collect()
+    }
+
+    #[test]
+    fn a_round_is_smooth_and_keeps_the_weights() {
+        let (turns, length) = round(&slots(&[5, 1, 1]));
+        assert_eq!((&turns[..7], length), (&[0, 0, 1, 0, 2, 0, 0][..], 7));
+        let (turns, length) = round(&slots(&[3000, 1000]));
+        let first = turns[..length as usize].iter().filter(|&&turn| turn == 0).count();
+        assert_eq!((first, length), (96, 128));
+    }
+
+    #[test]
+    fn addresses_come_back_as_they_went() {
+        for text in ["127.0.0.1:5432", "10.1.2.3:1", "[::1]:65535", "[fd00::1:2]:80"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(from_kernel(to_kernel(address)), address);
+        }
+        let mapped = "[::ffff:10.1.2.3]:1".parse().unwrap();
+        assert_eq!(from_kernel(to_kernel(mapped)), "10.1.2.3:1".parse().unwrap());
+    }
+}

@@ -1,0 +1,346 @@
+//! The `direct` tier in service: keeps the kernel's tables true, and tells what the kernel did with them.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+
+use crate::config::{Balance, Listen, Tier};
+use crate::datapath::tables::{
+    self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, Plan, Policy, SLOTS, Tables, from_kernel,
+    route_id,
+};
+use crate::proxy::connection::Outcome;
+use crate::route::Route;
+use crate::sockets;
+use crate::throttle::Throttle;
+use crate::upstream::Upstream;
+
+/// Signs of life before the tables would be taken for stale.
+const RENEWALS: u32 = 4;
+
+/// States of include/net/tcp_states.h.
+const FIN_WAIT2: u8 = 5;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const CLOSING: u8 = 11;
+
+/// The tables of all routes, and what is known of the connections they made.
+pub struct Direct {
+    state: Mutex<State>,
+    /// By their ids.
+    routes: HashMap<u64, (u32, Arc<Route>)>,
+    stale_after: Option<Duration>,
+    unreachable: Throttle,
+}
+
+struct State {
+    tables: Tables,
+    /// What is in force, by route.
+    plans: HashMap<u32, Plan>,
+    /// Bytes of open connections that are in the counters already, by cookie.
+    settled: HashMap<u64, (u64, u64)>,
+}
+
+/// A connection that is open, made by the kernel.
+pub struct OpenConnection {
+    pub cookie: u64,
+    pub route: Arc<str>,
+    pub peer: SocketAddr,
+    pub endpoint: Arc<str>,
+    pub bytes: (u64, u64),
+    pub age: Duration,
+}
+
+impl Direct {
+    /// Takes over the tables for these routes, of which those are put in force that are carried so; and
+    /// keeps them true until the process ends.
+    pub fn start(
+        mut tables: Tables,
+        ends: Ends,
+        routes: &[Arc<Route>],
+        changes: watch::Receiver<()>,
+        stale_after: Option<Duration>,
+    ) -> Result<Arc<Self>> {
+        let indexed = || (0..).zip(routes);
+        let listeners: Vec<_> = indexed()
+            .flat_map(|(index, route)| {
+                let addresses = route.meant().listen.iter().flat_map(loopback);
+                addresses.map(move |address| (address, index))
+            })
+            .collect();
+        tables.listen(&listeners)?;
+        let direct = Arc::new(Self {
+            state: Mutex::new(State { tables, plans: HashMap::new(), settled: HashMap::new() }),
+            routes: indexed()
+                .map(|(index, route)| (route_id(&route.name), (index, Arc::clone(route))))
+                .collect(),
+            stale_after,
+            unreachable: Throttle::default(),
+        });
+        direct.update();
+        direct.state().tables.renew(stale_after)?;
+        for route in routes {
+            let (direct, id) = (Arc::downgrade(&direct), route_id(&route.name));
+            route.count_past_us(move || direct.upgrade().map_or(0, |direct| direct.active(id)));
+        }
+        tokio::spawn(Arc::clone(&direct).keep_true(changes));
+        tokio::spawn(Arc::clone(&direct).record(ends));
+        Ok(direct)
+    }
+
+    /// Puts in force what is true now: tiers and addresses.
+    pub fn update(&self) {
+        let mut state = self.state();
+        for (id, (index, route)) in &self.routes {
+            let plan = (route.choice().tier == Tier::Direct)
+                .then(|| plan(*id, route))
+                .filter(|plan| !plan.targets.is_empty());
+            if state.plans.get(index) == plan.as_ref() {
+                continue;
+            }
+            let written = match &plan {
+                Some(plan) => state.tables.put(*index, plan),
+                None => state.tables.withdraw(*index),
+            };
+            match (written, plan) {
+                (Ok(()), Some(plan)) => drop(state.plans.insert(*index, plan)),
+                (Ok(()), None) => drop(state.plans.remove(index)),
+                (Err(error), _) => warn!(route = %route.name, "cannot change its table: {error:#}"),
+            }
+        }
+    }
+
+    /// Nothing is redirected any more; connections that are open stay.
+    pub fn close(&self) -> Result<()> {
+        self.state().tables.close()
+    }
+
+    /// Keeps the tables true and fresh.
+    async fn keep_true(self: Arc<Self>, mut changes: watch::Receiver<()>) {
+        let every = self.stale_after.map_or(Duration::from_secs(60), |time| time / RENEWALS);
+        let mut renewal = interval(every);
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = renewal.tick() => {
+                    if let Err(error) = self.state().tables.renew_if_open(self.stale_after) {
+                        warn!("cannot keep the kernel's tables fresh: {error:#}");
+                    }
+                }
+                // Without any name there is nothing that could change.
+                Ok(()) = changes.changed() => self.update(),
+            }
+        }
+    }
+
+    /// Connections of a route that are open.
+    fn active(&self, route: u64) -> u32 {
+        let counted = self.state().tables.route(route);
+        counted.map_or(0, |counted| u32::try_from(counted.active).unwrap_or(u32::MAX))
+    }
+
+    /// Connections that are open, oldest first. Takes time by the number of sockets there are.
+    pub fn open(&self) -> Vec<OpenConnection> {
+        let now = tables::now().unwrap_or(0);
+        let live = live_figures();
+        let mut open = self.state().tables.open();
+        open.sort_unstable_by_key(|(_, flow)| flow.started);
+        let known = open.into_iter().filter_map(|(cookie, flow)| {
+            let (_, route) = self.routes.get(&flow.key.route)?;
+            Some(OpenConnection {
+                cookie,
+                route: Arc::clone(&route.name),
+                peer: from_kernel(flow.local),
+                endpoint: label(&route.upstream, &flow),
+                bytes: live.get(&cookie).copied().unwrap_or_default(),
+                age: Duration::from_nanos(now.saturating_sub(flow.started)),
+            })
+        });
+        known.collect()
+    }
+
+    /// Brings the routes' figures up to date with connections that are open. Takes time by the number of
+    /// sockets there are.
+    pub fn settle(&self) {
+        for (id, (_, route)) in &self.routes {
+            if let Some(metrics) = route.metrics.known(Tier::Direct) {
+                metrics.active.set(self.active(*id).into());
+            }
+        }
+        let live = live_figures();
+        // Held throughout: an end must not be counted between a look at what is open and the count.
+        let mut state = self.state();
+        for (cookie, flow) in state.tables.open() {
+            let (Some((_, route)), Some(&(up, down))) =
+                (self.routes.get(&flow.key.route), live.get(&cookie))
+            else {
+                continue;
+            };
+            let settled = state.settled.entry(cookie).or_default();
+            let more = (up.saturating_sub(settled.0), down.saturating_sub(settled.1));
+            route.metrics.of(Tier::Direct).count_bytes(more.0, more.1);
+            *settled = (settled.0 + more.0, settled.1 + more.1);
+        }
+    }
+
+    /// Writes the records of connections as they end.
+    async fn record(self: Arc<Self>, ends: Ends) -> io::Result<()> {
+        let mut ends = ends.register()?;
+        let mut untold = 0;
+        loop {
+            let mut guard = ends.readable_mut().await?;
+            while let Some(end) = guard.get_inner_mut().next() {
+                self.record_one(&end);
+            }
+            guard.clear_ready();
+            untold = self.tell_of_untold(untold);
+        }
+    }
+
+    fn record_one(&self, end: &End) {
+        let flow = &end.flow;
+        // Of an ambassador before this one, with other routes.
+        let Some((_, route)) = self.routes.get(&flow.key.route) else { return };
+        let endpoint = label(&route.upstream, flow);
+        let outcome = match end.outcome {
+            IN_ORDER => Outcome::Ok,
+            NEVER_ESTABLISHED => Outcome::ConnectFailed,
+            _ => Outcome::Reset,
+        };
+        let settled = self.state().settled.remove(&end.cookie).unwrap_or_default();
+        let metrics = route.metrics.of(Tier::Direct);
+        metrics.count_bytes(
+            end.bytes_up.saturating_sub(settled.0),
+            end.bytes_down.saturating_sub(settled.1),
+        );
+        metrics.ended(&endpoint, outcome.name());
+        let connect = Duration::from_nanos(flow.established.saturating_sub(flow.started));
+        if outcome == Outcome::ConnectFailed {
+            if let Some(failed) = self.unreachable.say_now() {
+                let address = from_kernel(flow.key.address);
+                warn!(route = %route.name, failed, "an app could not reach {endpoint} ({address})");
+            }
+        } else {
+            route.metrics.count_connect(connect);
+        }
+        info!(
+            target: "access",
+            route = %route.name,
+            peer = %from_kernel(flow.local),
+            endpoint = %endpoint,
+            tier = %Tier::Direct,
+            outcome = outcome.name(),
+            bytes_up = end.bytes_up,
+            bytes_down = end.bytes_down,
+            duration_ms = millis(end.ended.saturating_sub(flow.started)),
+            connect_ms = connect.as_secs_f64() * 1e3,
+            rtt_us = end.rtt_us,
+            retransmits = end.retransmits,
+            "connection"
+        );
+    }
+
+    /// The kernel tells nobody while its ring is full, but counts them.
+    fn tell_of_untold(&self, before: u64) -> u64 {
+        let state = self.state();
+        let counted = self.routes.keys().filter_map(|id| state.tables.route(*id).ok());
+        let untold = counted.map(|route| route.untold).sum();
+        if untold > before {
+            warn!(
+                "{} connections ended without a record: there were too many at once",
+                untold - before
+            );
+        }
+        untold
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the route's connections lead now, as far as that is known.
+fn plan(id: u64, route: &Route) -> Plan {
+    let (policy, upstream) = (route.meant().upstream.balance, &route.upstream);
+    let endpoints: Vec<_> = upstream
+        .endpoints()
+        .iter()
+        .map(|endpoint| (endpoint.weight(), endpoint.addresses()))
+        .filter(|(_, addresses)| !addresses.is_empty())
+        .collect();
+    // An endpoint's addresses share its weight; this many parts can be shared by any number of them
+    // that is likely.
+    const PARTS: u32 = 5040;
+    let targets: Vec<_> = endpoints
+        .iter()
+        .flat_map(|(weight, addresses)| {
+            let share = weight * PARTS / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+            addresses.iter().map(move |address| (*address, share.max(1)))
+        })
+        .take(SLOTS)
+        .collect();
+    let common = targets.iter().fold(0, |common, (_, share)| gcd(common, *share)).max(1);
+    Plan {
+        route: id,
+        policy: match policy {
+            Balance::Failover => Policy::Failover,
+            Balance::RoundRobin => Policy::RoundRobin,
+            Balance::LeastConnections => Policy::LeastConnections,
+        },
+        limit: route.max_connections,
+        targets: targets.into_iter().map(|(address, share)| (address, share / common)).collect(),
+        preferred: endpoints.first().map_or(0, |(_, addresses)| addresses.len()),
+    }
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The loopback addresses among those that this listens on, at which apps are met in the kernel.
+fn loopback(listen: &Listen) -> Vec<SocketAddr> {
+    let Listen::Tcp { address, .. } = listen else { return Vec::new() };
+    let at = |ip: IpAddr| SocketAddr::new(ip, address.port());
+    match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![at(Ipv4Addr::LOCALHOST.into())],
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![at(Ipv6Addr::LOCALHOST.into())],
+        ip if ip.is_loopback() => vec![*address],
+        _ => Vec::new(),
+    }
+}
+
+/// The endpoint that an address belongs to, as the user wrote it; or the address, when it no longer
+/// belongs to any.
+fn label(upstream: &Upstream, flow: &Flow) -> Arc<str> {
+    let address = from_kernel(flow.key.address);
+    let endpoint = upstream.endpoints().iter().find(|it| it.addresses().contains(&address));
+    endpoint.map_or_else(|| address.to_string().into(), |endpoint| Arc::clone(endpoint.label()))
+}
+
+/// Bytes up and down of this namespace's connections, by cookie.
+fn live_figures() -> HashMap<u64, (u64, u64)> {
+    let mut live = HashMap::new();
+    let asked = sockets::each_connection(|it| {
+        // In sequence numbers, of which SYN and FIN take one each.
+        let said = if it.state == FIN_WAIT2 { 2 } else { 1 };
+        let heard = matches!(it.state, CLOSE_WAIT | LAST_ACK | CLOSING);
+        let up = it.bytes_acked.saturating_sub(said);
+        let down = it.bytes_received.saturating_sub(heard.into());
+        live.insert(it.cookie, (up, down));
+    });
+    if let Err(error) = asked {
+        debug!("bytes of open connections are counted when they end: {error:#}");
+    }
+    live
+}
+
+fn millis(nanoseconds: u64) -> f64 {
+    Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3
+}
