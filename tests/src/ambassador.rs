@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cgroup;
 use crate::http::{self, Answer};
 use crate::metrics::Metrics;
 use crate::place::Place;
@@ -231,7 +232,9 @@ pub fn command(place: &Place) -> Result<Command> {
 pub fn obstacle(tier: &str) -> Result<Option<String>> {
     static ASKED: OnceLock<Result<Value, String>> = OnceLock::new();
     let ask = || -> Result<Value> {
-        let doctor = process::run(Command::new(binary()?).args(["doctor", "--json"]), SOON)?;
+        let mut doctor = Command::new(binary()?);
+        doctor.args(["doctor", "--json", "--cgroup"]).arg(cgroup::of_this_process()?);
+        let doctor = process::run(&mut doctor, SOON)?;
         serde_json::from_str(&doctor).context("parse what doctor says")
     };
     let said = ASKED.get_or_init(|| ask().map_err(|error| format!("{error:#}")));
