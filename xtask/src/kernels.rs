@@ -22,7 +22,7 @@ use visit::Visit;
 /// The series of kernels that Debian has for clouds.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// The behaviours that every kernel is tried with: those that would find a byte lost.
-const TORTURE: &str = "transfer";
+const TORTURE: &str = "torture";
 
 /// What there is to say of one kernel.
 pub(crate) enum Verdict {

@@ -56,18 +56,16 @@ impl Visit {
         if sections.contains_key("unprivileged") {
             visit.examined(", unprivileged", doctor(sections, "unprivileged")?);
         }
-        let outcome = match sections.get("torture") {
-            Some((0, _)) => "passed",
+        match sections.get("torture") {
+            None => visit.wrong.push("the torture did not end".into()),
             Some((code, output)) => {
-                visit.wrong.push(format!("the torture ended with {code}:\n{output}"));
-                "failed"
+                let skips = sections.get("skips").map_or("", |(_, skips)| skips);
+                visit.tortured(output, skips);
+                if *code != 0 {
+                    visit.wrong.push(format!("the torture ended with {code}:\n{output}"));
+                }
             }
-            None => {
-                visit.wrong.push("the torture did not end".into());
-                "no end"
-            }
-        };
-        visit.find("torture".into(), outcome, None);
+        }
         Ok(visit)
     }
 
@@ -81,6 +79,26 @@ impl Visit {
         for Check { tier, check, passed, detail } in doctor.checks {
             let cell = if passed { "passed" } else { "failed" };
             self.find(format!("`{tier}`{who}: {check}"), cell, detail.filter(|_| !passed));
+        }
+    }
+
+    /// Takes in what the tests said, and which of them could not run.
+    fn tortured(&mut self, output: &str, skips: &str) {
+        let mut tests: Vec<_> = output
+            .lines()
+            .filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "))
+            .collect();
+        tests.sort_unstable();
+        for (test, outcome) in tests {
+            let skip = skips.lines().filter_map(|line| line.split_once('\t')).find_map(
+                |(skipped, why)| (skipped.split_once("::")?.1 == test).then(|| why.to_owned()),
+            );
+            let cell = match (outcome, &skip) {
+                (_, Some(_)) => "skipped",
+                ("ok", None) => "passed",
+                (other, None) => other,
+            };
+            self.find(format!("torture `{test}`"), cell, skip);
         }
     }
 
@@ -167,8 +185,9 @@ mod tests {
     fn told(torture: i32, warning: &str) -> String {
         format!(
             "@begin kernel\n6.1.0-56-cloud-amd64 #1 SMP Debian 6.1.192-2 (2026-11-16)\n\n@end 0\n\
-             @begin doctor\n{DOCTOR}\n@end 0\n@begin torture\ntest a ... FAILED\n@end {torture}\n\
-             @begin warnings\n{warning}@end 0\n"
+             @begin doctor\n{DOCTOR}\n@end 0\n\
+             @begin torture\ntest tcp::b ... FAILED\ntest tcp::a ... ok\ntest tcp::c ... ok\n@end {torture}\n\
+             @begin skips\nt::tcp::c\tneeds root\n\n@end 0\n@begin warnings\n{warning}@end 0\n"
         )
     }
 
@@ -185,7 +204,9 @@ mod tests {
             ("eBPF object loads", "yes", None),
             ("`direct`", "no", Some("too old")),
             ("`direct`: rewrites", "failed", Some("EPERM")),
-            ("torture", "passed", None),
+            ("torture `tcp::a`", "passed", None),
+            ("torture `tcp::b`", "FAILED", None),
+            ("torture `tcp::c`", "skipped", Some("needs root")),
         ];
         assert_eq!(found, expected);
         assert!(visit.wrong.is_empty());
@@ -204,7 +225,7 @@ mod tests {
         let told = told(0, "");
         let cut = told.find("@begin torture").context("find the torture")?;
         let visit = Visit::to_a_machine(&told[..cut], Err(anyhow::anyhow!("out of time")))?;
-        assert_eq!(visit.findings.last().map(|it| it.cell.as_str()), Some("no end"));
+        assert_eq!(visit.findings.last().map(|it| it.cell.as_str()), Some("failed"));
         assert!(visit.wrong.contains(&"out of time".to_owned()), "{:?}", visit.wrong);
         Ok(())
     }
