@@ -64,7 +64,10 @@ impl Way {
         match self {
             Self::Unproxied | Self::Copy | Self::Splice => Ok(None),
             Self::Sockmap | Self::Direct if !is_root() => Ok(Some(format!("{self}: needs root"))),
-            Self::Sockmap | Self::Direct => ambassador::obstacle(&self.to_string()),
+            Self::Sockmap | Self::Direct => match cgroup::of_this_process() {
+                Ok(_) => ambassador::obstacle(&self.to_string()),
+                Err(error) => Ok(Some(format!("{self}: {error:#}"))),
+            },
         }
     }
 }

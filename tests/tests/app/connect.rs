@@ -18,6 +18,7 @@ use rustix::event::epoll::EventFlags;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 on_every_way! { tcp: Tcp;
+    server_sees_the_client_itself_where_nobody_is_between,
     peer_name_is_the_address_that_was_asked_for,
     v4_mapped_address_is_reached,
     bound_source_is_kept,
@@ -34,6 +35,7 @@ on_every_way! { tcp: Tcp;
 }
 
 on_every_way! { tcp6: Tcp6;
+    server_sees_the_client_itself_where_nobody_is_between,
     peer_name_is_the_address_that_was_asked_for,
     v6_only_socket_connects,
     v6_client_reaches_a_v4_server,
@@ -85,6 +87,15 @@ fn stop_listening(wire: &Wire) -> Result<()> {
 
 fn is_refused(outcome: &io::Result<()>) -> bool {
     outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Also proves that the other tests are about the way that they name.
+fn server_sees_the_client_itself_where_nobody_is_between(wire: &Wire) -> Result<()> {
+    let (client, server) = wire.pair()?;
+    let source = client.socket().local_addr().context("ask for the client's address")?;
+    let seen = server.socket().peer_addr().context("ask for the address that the server sees")?;
+    ensure!((source.as_socket() == seen.as_socket()) == is_native(wire), "{source:?}, {seen:?}");
+    Ok(())
 }
 
 fn peer_name_is_the_address_that_was_asked_for(wire: &Wire) -> Result<()> {
