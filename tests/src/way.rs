@@ -51,10 +51,15 @@ pub struct Wire {
 }
 
 impl Way {
-    /// A direct connection, then every relay.
-    pub const ALL: [Self; 3] = [Self::Unproxied, Self::Copy, Self::Splice];
     /// Every relay.
     pub const RELAYS: [Self; 2] = [Self::Copy, Self::Splice];
+
+    /// Every way that serves whatever TCP client and can be taken on this machine, an unproxied
+    /// connection first. Of one that cannot be taken, the tests of `relay.rs` say why.
+    pub fn for_any_client() -> Result<Vec<Self>> {
+        let direct = Self::Direct.obstacle(Family::Tcp)?.is_none().then_some(Self::Direct);
+        Ok([Self::Unproxied, Self::Copy, Self::Splice].into_iter().chain(direct).collect())
+    }
 
     /// Why it cannot be taken by sockets of this family on this machine; `None` when it can.
     pub fn obstacle(self, family: Family) -> Result<Option<String>> {

@@ -17,7 +17,7 @@ const BENCHMARK: Duration = Duration::from_secs(60);
 fn commands_are_answered() -> Result<()> {
     let pod = pod!("redis-server", "redis-cli");
     let redis = Redis::start(&pod.upstream)?;
-    for way in Way::ALL {
+    for way in Way::for_any_client()? {
         let road = Road::to(&redis.address.into(), way, &pod.inside, Family::Tcp)?;
         commands(&pod.inside, &road).with_context(|| format!("by {way}"))?;
     }
@@ -76,7 +76,7 @@ fn cli(place: &Place, road: &Road, words: &[&str]) -> Result<String> {
 
 fn benchmark(pod: &pod::Pod, load: &[&str]) -> Result<()> {
     let redis = Redis::start(&pod.upstream)?;
-    for way in Way::ALL {
+    for way in Way::for_any_client()? {
         let road = Road::to(&redis.address.into(), way, &pod.inside, Family::Tcp)?;
         let report = run(
             pod.inside
