@@ -231,14 +231,22 @@ pub fn command(place: &Place) -> Result<Command> {
 /// Why a tier cannot be used on this machine, as `doctor` says; `None` when it can.
 pub fn obstacle(tier: &str) -> Result<Option<String>> {
     static ASKED: OnceLock<Result<Value, String>> = OnceLock::new();
-    let ask = || -> Result<Value> {
-        let mut doctor = Command::new(binary()?);
-        doctor.args(["doctor", "--json", "--cgroup"]).arg(cgroup::of_this_process()?);
-        let doctor = process::run(&mut doctor, SOON)?;
-        serde_json::from_str(&doctor).context("parse what doctor says")
-    };
+    let ask = || doctor(binary()?);
     let said = ASKED.get_or_init(|| ask().map_err(|error| format!("{error:#}")));
     let said = said.as_ref().map_err(|error| anyhow!("{error}"))?;
+    obstacle_in(said, tier)
+}
+
+/// What a binary's doctor says of the group that this process is in.
+pub fn doctor(binary: &Path) -> Result<Value> {
+    let mut doctor = Command::new(binary);
+    doctor.args(["doctor", "--json", "--cgroup"]).arg(cgroup::of_this_process()?);
+    let said = process::run(&mut doctor, SOON)?;
+    serde_json::from_str(&said).context("parse what doctor says")
+}
+
+/// Why a tier does not work, as doctor says; nothing if it does.
+pub fn obstacle_in(said: &Value, tier: &str) -> Result<Option<String>> {
     let tiers = said["tiers"].as_array().context("find the tiers in what doctor says")?;
     let tier = tiers
         .iter()

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use ambassador_tests::ambassador;
 use ambassador_tests::server::{find, missing};
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{packages, release, setup};
@@ -30,7 +30,7 @@ use progress::Progress;
 use report::Report;
 use results::{Results, Sample};
 use scene::Scene;
-use subject::{Splice, Subject};
+use subject::{KERNEL_TIERS, Splice, Subject};
 
 /// More than this many CPUs taken by others, and the figures are not to be trusted.
 const DISTURBED: f64 = 0.2;
@@ -134,9 +134,19 @@ impl Options {
 type Programs = Vec<(PathBuf, &'static str)>;
 
 fn subjects(binary: &Path, notes: &mut Vec<String>) -> (Vec<Subject>, Programs) {
-    let ambassador =
+    let ambassador_at =
         |tier: &str| Subject::Ambassador { binary: binary.to_owned(), tier: tier.to_owned() };
-    let mut subjects = vec![Subject::NoProxy, ambassador("splice"), ambassador("copy")];
+    let mut subjects = vec![Subject::NoProxy];
+    let said = ambassador::doctor(binary);
+    for tier in KERNEL_TIERS {
+        let asked = said.as_ref().map_err(|error| anyhow!("{error:#}"));
+        match asked.and_then(|said| ambassador::obstacle_in(said, tier)) {
+            Ok(None) => subjects.push(ambassador_at(tier)),
+            Ok(Some(why)) => notes.push(format!("skipped: ambassador {why}")),
+            Err(error) => notes.push(format!("skipped: ambassador {tier}: {error:#}")),
+        }
+    }
+    subjects.extend([ambassador_at("splice"), ambassador_at("copy")]);
     let mut programs = vec![(binary.to_owned(), "version")];
     let mut peer = |name: &str| {
         let program = find(name);

@@ -65,6 +65,11 @@ pub fn to_load() -> Result<(), Obstacle> {
     if missing.is_empty() { Ok(()) } else { Err(Obstacle::NotPermitted(missing)) }
 }
 
+/// Whether programs that this process loads may look into the kernel's own structures.
+pub fn may_trace() -> bool {
+    has(Capability::CAP_PERFMON) || has(Capability::CAP_SYS_ADMIN)
+}
+
 fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
 }

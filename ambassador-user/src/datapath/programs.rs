@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 
 use ambassador_ebpf::direct::{
-    CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6, LIFECYCLE, MOST_ROUTES, TABLES,
+    CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6, IPV6ONLY_BIT, LIFECYCLE, MOST_ROUTES, TABLES,
 };
 use anyhow::{Context, Result};
 use aya::maps::{Map, MapError};
@@ -12,7 +12,8 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
-use super::object;
+use super::sockmap::layout;
+use super::{object, obstacle};
 
 /// The programs on connect(2) and getpeername(2).
 const ADDRESS_HOOKS: [&str; 4] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6];
@@ -31,7 +32,11 @@ impl Programs {
     /// Loads all, with room for the tables of as many routes.
     pub fn load(routes: u32) -> Result<Self> {
         let object = object().context("this binary was built without the eBPF object")?;
+        // Without it a connection from IPv6 to IPv4 is left to user space, which is no reason to fail.
+        let ipv6only_bit =
+            if obstacle::may_trace() { layout::ipv6only_bit().unwrap_or(0) } else { 0 };
         let mut kernel = EbpfLoader::new()
+            .override_global(IPV6ONLY_BIT, &ipv6only_bit, true)
             .map_max_entries(TABLES, 2 * routes.clamp(1, MOST_ROUTES))
             .load(object.bytes)
             .context("load the eBPF object")?;

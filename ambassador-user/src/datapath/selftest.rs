@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -43,10 +43,11 @@ pub fn direct(cgroup: &Path) -> Result<Vec<Check>> {
     let mut bench = Bench::new(cgroup)?;
     // Where the ambassador is a part of the Pod, it is in the Pod's cgroup already.
     let _visit = if bench.redirects().is_ok() { None } else { Some(Visit::below(cgroup)?) };
-    let tries: [(&str, Attempt); 5] = [
+    let tries: [(&str, Attempt); 6] = [
         ("a connection is redirected", |bench| bench.redirects()),
         ("the app sees the address it asked for", Bench::restores_the_address),
         ("a bound source is left alone", Bench::leaves_bound_sources_alone),
+        ("an IPv6-only socket is not led to IPv4", Bench::leaves_ipv6_only_alone),
         ("bytes are counted and the end is told", Bench::tells_the_end),
         ("nothing is redirected once that is over", Bench::closes),
     ];
@@ -63,6 +64,8 @@ struct Bench {
     ends: Ends,
     /// Stands for the user-space listener.
     routed: TcpListener,
+    /// The same on IPv6, where there is any.
+    routed6: Option<TcpListener>,
     upstream: TcpListener,
     _links: super::programs::Links,
 }
@@ -81,8 +84,13 @@ impl Bench {
             cgroup: cgroup::inode(cgroup)?,
             object: [0; 32],
         })?;
-        let (routed, upstream) = (listen()?, listen()?);
-        tables.listen(&[(routed.local_addr()?, 0)])?;
+        let (routed, upstream) = (listen(Ipv4Addr::LOCALHOST)?, listen(Ipv4Addr::LOCALHOST)?);
+        let routed6 = listen(Ipv6Addr::LOCALHOST).ok();
+        let mut listeners = vec![(routed.local_addr()?, 0)];
+        if let Some(routed6) = &routed6 {
+            listeners.push((routed6.local_addr()?, 0));
+        }
+        tables.listen(&listeners)?;
         tables.put(
             0,
             &Plan {
@@ -94,7 +102,7 @@ impl Bench {
             },
         )?;
         tables.renew(Some(Duration::from_secs(5)))?;
-        Ok(Self { tables, ends, routed, upstream, _links: links })
+        Ok(Self { tables, ends, routed, routed6, upstream, _links: links })
     }
 
     fn connect(&self) -> Result<TcpStream> {
@@ -123,6 +131,15 @@ impl Bench {
         client.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
         client.connect_timeout(&self.routed.local_addr()?.into(), STEP)?;
         accepted(&self.routed).context("it did not reach the routed address")?;
+        Ok(())
+    }
+
+    fn leaves_ipv6_only_alone(&mut self) -> Result<()> {
+        let Some(routed6) = &self.routed6 else { return Ok(()) };
+        let client = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+        client.set_only_v6(true)?;
+        client.connect_timeout(&routed6.local_addr()?.into(), STEP)?;
+        accepted(routed6).context("it did not reach the routed address")?;
         Ok(())
     }
 
@@ -161,8 +178,8 @@ impl Bench {
     }
 }
 
-fn listen() -> Result<TcpListener> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on loopback")?;
+fn listen(address: impl Into<IpAddr>) -> Result<TcpListener> {
+    let listener = TcpListener::bind((address.into(), 0)).context("listen on loopback")?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

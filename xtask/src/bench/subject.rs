@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ambassador_tests::cgroup;
 use ambassador_tests::place::Place;
 use ambassador_tests::process::Process;
 use ambassador_tests::wait::{SOON, until};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
+
+/// Tiers that act on the clients' sockets, which must be in the cgroup that they are attached to.
+pub(crate) const KERNEL_TIERS: [&str; 2] = ["direct", "sockmap"];
 
 /// One way from a client to the upstream.
 pub(crate) enum Subject {
@@ -88,6 +92,9 @@ impl Subject {
                 command.args(["run", "--route", &format!("{listen}={upstream}")]);
                 command.args(["--tier", tier, "--require", tier]);
                 command.args(["--admin-http", "off", "--control", "off", "--log-level", "warn"]);
+                if KERNEL_TIERS.contains(&tier.as_str()) {
+                    command.arg("--cgroup").arg(cgroup::of_this_process()?);
+                }
                 Ok(command)
             }
             Self::Haproxy { program, splice } => {

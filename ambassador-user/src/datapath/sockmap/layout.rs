@@ -28,6 +28,17 @@ pub fn of_this_kernel() -> Result<SocketLayout> {
     find(&bytes).with_context(|| format!("find the layout of sockets in {VMLINUX}"))
 }
 
+/// Where `skc_ipv6only` lies, in bits from the start of any socket; the lowest bit of a byte first.
+pub fn ipv6only_bit() -> Result<u32> {
+    let bytes = fs::read(VMLINUX).with_context(|| format!("read {VMLINUX}"))?;
+    let btf = Btf::parse(&bytes)?;
+    let common = btf.named(STRUCT, "sock_common")?;
+    let (bit, _) = btf.member(common, "skc_ipv6only", MOST_NESTED).context("find skc_ipv6only")?;
+    let bit = u32::try_from(bit).context("find skc_ipv6only")?;
+    // Where the first byte of a word is its highest, so is the first bit of a byte.
+    Ok(if cfg!(target_endian = "big") { bit / 8 * 8 + (7 - bit % 8) } else { bit })
+}
+
 fn find(bytes: &[u8]) -> Result<SocketLayout> {
     let btf = Btf::parse(bytes)?;
     let sock = ["inet_conn", "icsk_inet", "sk"];
