@@ -16,10 +16,12 @@ use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_tcp6_sock};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::warn;
 
 use crate::balance::{Wish, choose};
 use crate::counter;
 use crate::maps::{LISTENERS, REDIRECTED, ROUTES, SETTINGS, TABLES, TARGETS};
+use crate::rarely::rarely;
 
 /// What the kernel expects of a program that lets a call go on.
 const GO_ON: i32 = 1;
@@ -122,7 +124,12 @@ fn redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<&Add
     if asked(ctx).type_ != SOCK_STREAM || asked(ctx).protocol != IPPROTO_TCP {
         return Err(Miss::NotOurs);
     }
-    try_redirect(ctx, original, ipv6).inspect_err(|_| {
+    try_redirect(ctx, original, ipv6).inspect_err(|miss| {
+        if let Miss::NoRoom = miss
+            && rarely()
+        {
+            warn!(ctx, "a map is full: connections are left to user space");
+        }
         // This socket may have been redirected before.
         // SAFETY: the socket of the context lives as long as the program runs.
         let _: Result<(), i32> = unsafe { REDIRECTED.delete(socket(ctx)) };

@@ -47,3 +47,7 @@ pub(crate) static OPEN: HashMap<u64, Flow> =
 /// Written by the lifecycle; read by user space. When it is full, ends go untold and are counted.
 #[map]
 pub(crate) static ENDS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
+
+/// Written and read by whatever program logs: when one last did. Nobody deletes.
+#[map]
+pub(crate) static LOGGED: Array<u64> = Array::with_max_entries(1, 0);

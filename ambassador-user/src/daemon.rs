@@ -136,7 +136,8 @@ async fn serve(
     let changes = names.watch();
     let (direct, hold) = match kernel {
         None => (None, None),
-        Some(Kernel { tables, ends, hold }) => {
+        Some(Kernel { tables, ends, messages, hold }) => {
+            messages.map(|messages| tokio::spawn(messages.pass_on()));
             let stale_after = config.acceleration.stale_after;
             let direct = Direct::start(tables, ends, &routes, changes, stale_after)
                 .context("write the kernel's tables")?;

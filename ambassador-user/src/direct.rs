@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use crate::config::{Balance, Listen, Tier};
@@ -24,6 +24,10 @@ use crate::upstream::Upstream;
 
 /// Signs of life before the tables would be taken for stale.
 const RENEWALS: u32 = 4;
+
+/// How long ends are gathered before they are written down. The ring holds more than a node's worth of
+/// them.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// States of include/net/tcp_states.h.
 const FIN_WAIT2: u8 = 5;
@@ -196,6 +200,9 @@ impl Direct {
         let mut untold = 0;
         loop {
             let mut guard = ends.readable_mut().await?;
+            // The kernel wakes us for the first of them, and not again while it waits: so many that end
+            // at once cost one wake-up.
+            sleep(GATHER).await;
             while let Some(end) = guard.get_inner_mut().next() {
                 self.record_one(&end);
             }

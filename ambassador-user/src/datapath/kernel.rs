@@ -8,6 +8,7 @@ use ambassador_ebpf::VERSION;
 use anyhow::{Context, Result, bail, ensure};
 use tracing::info;
 
+use super::messages::Messages;
 use super::obstacle::{self, Obstacle};
 use super::pins::{Owner, Pins};
 use super::programs::{Links, Programs};
@@ -24,6 +25,8 @@ const SPARE_ROUTES: u32 = 64;
 pub struct Kernel {
     pub tables: Tables,
     pub ends: Ends,
+    /// None of programs that another process loaded.
+    pub messages: Option<Messages>,
     pub hold: Hold,
 }
 
@@ -49,7 +52,8 @@ impl Kernel {
                 Ok((tables, ends)) => {
                     let kept = tables.settings().kept != 0;
                     info!("taking over the kernel half pinned at {}", pins.directory().display());
-                    return Ok(Self { tables, ends, hold: Hold::Pins { pins, kept } });
+                    let hold = Hold::Pins { pins, kept };
+                    return Ok(Self { tables, ends, messages: None, hold });
                 }
                 Err(error) if may_load.is_err() => return Err(Obstacle::NotOurs(error)),
                 Err(error) => {
@@ -89,6 +93,7 @@ impl Kernel {
         let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
         let links = programs.attach(&opened)?;
         let mut maps = programs.maps();
+        let messages = Some(programs.messages()?);
         let pinned = Pins::make(instance, &maps, links, owner);
         let (mut tables, ends) = Tables::new(&mut maps)?;
         tables.found(Settings {
@@ -109,7 +114,7 @@ impl Kernel {
             }
         };
         info!(cgroup = %cgroup.display(), "the kernel half is attached");
-        Ok(Self { tables, ends, hold })
+        Ok(Self { tables, ends, messages, hold })
     }
 
     /// Opens what is pinned, if it is what this version would have pinned.

@@ -12,6 +12,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
+use super::messages::{self, Messages};
 use super::sockmap::layout;
 use super::{object, obstacle};
 
@@ -47,9 +48,16 @@ impl Programs {
         Ok(Self(kernel))
     }
 
+    /// What they say.
+    pub fn messages(&mut self) -> Result<Messages> {
+        Messages::of(&mut self.0)
+    }
+
     /// The maps, which can be taken once.
     pub fn maps(&mut self) -> Maps {
-        let names: Vec<_> = self.0.maps().map(|(name, _)| name.to_owned()).collect();
+        let names =
+            self.0.maps().map(|(name, _)| name.to_owned()).filter(|name| name != messages::MAP);
+        let names: Vec<_> = names.collect();
         let maps = names.into_iter().filter_map(|name| {
             let map = self.0.take_map(&name)?;
             Some((name, map))
