@@ -252,6 +252,11 @@ pub fn obstacle_in(said: &Value, tier: &str) -> Result<Option<String>> {
         .iter()
         .find(|line| line["tier"] == tier)
         .with_context(|| format!("find {tier} in what doctor says"))?;
+    // That it cannot be tried is a reason to skip; that it was tried and is wrong is none.
+    let checks = said["checks"].as_array().into_iter().flatten();
+    let failed = checks.filter(|check| check["tier"] == tier["tier"] && check["passed"] == false);
+    let failed: Vec<_> = failed.map(Value::to_string).collect();
+    ensure!(failed.is_empty(), "the self-test of {} failed: {}", tier["tier"], failed.join(", "));
     let why = || format!("{}: {}", tier["tier"], tier["reason"]).replace('"', "");
     Ok((tier["works"] != true).then(why))
 }
