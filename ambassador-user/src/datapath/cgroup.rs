@@ -89,6 +89,11 @@ fn above_own(mounts: &str, own: &str) -> Result<PathBuf> {
     )?;
     let container = view.join(own);
     let container = if own.is_empty() {
+        // Of all groups only the root of the tree has no such file.
+        ensure!(
+            container.join("cgroup.events").exists(),
+            "this process is in no Pod, but in the root cgroup; name the one to attach to with --cgroup"
+        );
         let wanted = inode(&container)?;
         let above = trees.iter().map(|(_, tree)| *tree).filter(|tree| tree != view);
         let mut found = above.filter_map(|tree| search(tree, wanted));
@@ -169,6 +174,7 @@ mod tests {
         let container = pod.join("cri-containerd-1.scope");
         fs::create_dir_all(&container).unwrap();
         fs::create_dir_all(pod.join("cri-containerd-2.scope")).unwrap();
+        fs::write(container.join("cgroup.events"), "populated 1").unwrap();
         // Another path to the same inode.
         let view = tempfile::tempdir().unwrap();
         let view = view.path().join("own");
@@ -179,9 +185,18 @@ mod tests {
     #[test]
     fn without_the_host_s_tree_it_says_what_to_mount() {
         let own = tempfile::tempdir().unwrap();
+        fs::write(own.path().join("cgroup.events"), "populated 1").unwrap();
         let mounts = format!("30 23 0:26 / {} ro - cgroup2 cgroup ro\n", own.path().display());
         let error = above_own(&mounts, "0::/\n").unwrap_err().to_string();
         assert!(error.contains("mount the host's /sys/fs/cgroup"), "{error}");
+    }
+
+    #[test]
+    fn the_root_of_the_tree_is_no_pod() {
+        let root = tempfile::tempdir().unwrap();
+        let mounts = format!("30 23 0:26 / {} rw - cgroup2 cgroup rw\n", root.path().display());
+        let error = above_own(&mounts, "0::/\n").unwrap_err().to_string();
+        assert!(error.contains("in the root cgroup"), "{error}");
     }
 
     #[test]
