@@ -1,8 +1,10 @@
 //! The `direct` tier in service: keeps the kernel's tables true, and tells what the kernel did with them.
 
+mod plan;
+
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,10 +13,9 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
-use crate::config::{Balance, Listen, Tier};
+use crate::config::Tier;
 use crate::datapath::tables::{
-    self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, Plan, Policy, SLOTS, Tables, from_kernel,
-    route_id,
+    self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, Plan, Tables, from_kernel, route_id,
 };
 use crate::proxy::connection::Outcome;
 use crate::route::Route;
@@ -48,6 +49,8 @@ struct State {
     tables: Tables,
     /// What is in force, by route.
     plans: HashMap<u32, Plan>,
+    /// Addresses that no plan names any more, but connections to them may be open.
+    retired: Vec<(u64, SocketAddr)>,
     /// Bytes of open connections that are in the counters already, by cookie.
     settled: HashMap<u64, (u64, u64)>,
 }
@@ -75,13 +78,20 @@ impl Direct {
         let indexed = || (0..).zip(routes);
         let listeners: Vec<_> = indexed()
             .flat_map(|(index, route)| {
-                let addresses = route.meant().listen.iter().flat_map(loopback);
+                let addresses = route.meant().listen.iter().flat_map(plan::loopback);
                 addresses.map(move |address| (address, index))
             })
             .collect();
         tables.listen(&listeners)?;
+        let state = State {
+            // Of an ambassador before this one, perhaps.
+            retired: tables.targets(),
+            tables,
+            plans: HashMap::new(),
+            settled: HashMap::new(),
+        };
         let direct = Arc::new(Self {
-            state: Mutex::new(State { tables, plans: HashMap::new(), settled: HashMap::new() }),
+            state: Mutex::new(state),
             routes: indexed()
                 .map(|(index, route)| (route_id(&route.name), (index, Arc::clone(route))))
                 .collect(),
@@ -104,7 +114,7 @@ impl Direct {
         let mut state = self.state();
         for (id, (index, route)) in &self.routes {
             let plan = (route.choice().tier == Tier::Direct)
-                .then(|| plan(*id, route))
+                .then(|| plan::of(*id, route))
                 .filter(|plan| !plan.targets.is_empty());
             if state.plans.get(index) == plan.as_ref() {
                 continue;
@@ -113,11 +123,16 @@ impl Direct {
                 Some(plan) => state.tables.put(*index, plan),
                 None => state.tables.withdraw(*index),
             };
-            match (written, plan) {
-                (Ok(()), Some(plan)) => drop(state.plans.insert(*index, plan)),
-                (Ok(()), None) => drop(state.plans.remove(index)),
-                (Err(error), _) => warn!(route = %route.name, "cannot change its table: {error:#}"),
-            }
+            let before = match (written, plan) {
+                (Ok(()), Some(plan)) => state.plans.insert(*index, plan),
+                (Ok(()), None) => state.plans.remove(index),
+                (Err(error), _) => {
+                    warn!(route = %route.name, "cannot change its table: {error:#}");
+                    None
+                }
+            };
+            let addresses = before.into_iter().flat_map(|plan| plan.targets);
+            state.retired.extend(addresses.map(|(address, _)| (*id, address)));
         }
     }
 
@@ -134,9 +149,11 @@ impl Direct {
         loop {
             tokio::select! {
                 _ = renewal.tick() => {
-                    if let Err(error) = self.state().tables.renew_if_open(self.stale_after) {
+                    let mut state = self.state();
+                    if let Err(error) = state.tables.renew_if_open(self.stale_after) {
                         warn!("cannot keep the kernel's tables fresh: {error:#}");
                     }
+                    state.forget_retired();
                 }
                 // Without any name there is nothing that could change.
                 Ok(()) = changes.changed() => self.update(),
@@ -273,53 +290,19 @@ impl Direct {
     }
 }
 
-/// Where the route's connections lead now, as far as that is known.
-fn plan(id: u64, route: &Route) -> Plan {
-    let (policy, upstream) = (route.meant().upstream.balance, &route.upstream);
-    let endpoints: Vec<_> = upstream
-        .endpoints()
-        .iter()
-        .map(|endpoint| (endpoint.weight(), endpoint.addresses()))
-        .filter(|(_, addresses)| !addresses.is_empty())
-        .collect();
-    // An endpoint's addresses share its weight; this many parts can be shared by any number of them
-    // that is likely.
-    const PARTS: u32 = 5040;
-    let targets: Vec<_> = endpoints
-        .iter()
-        .flat_map(|(weight, addresses)| {
-            let share = weight * PARTS / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-            addresses.iter().map(move |address| (*address, share.max(1)))
-        })
-        .take(SLOTS)
-        .collect();
-    let common = targets.iter().fold(0, |common, (_, share)| gcd(common, *share)).max(1);
-    Plan {
-        route: id,
-        policy: match policy {
-            Balance::Failover => Policy::Failover,
-            Balance::RoundRobin => Policy::RoundRobin,
-            Balance::LeastConnections => Policy::LeastConnections,
-        },
-        limit: route.max_connections,
-        targets: targets.into_iter().map(|(address, share)| (address, share / common)).collect(),
-        preferred: endpoints.first().map_or(0, |(_, addresses)| addresses.len()),
-    }
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// The loopback addresses among those that this listens on, at which apps are met in the kernel.
-fn loopback(listen: &Listen) -> Vec<SocketAddr> {
-    let Listen::Tcp { address, .. } = listen else { return Vec::new() };
-    let at = |ip: IpAddr| SocketAddr::new(ip, address.port());
-    match address.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![at(Ipv4Addr::LOCALHOST.into())],
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![at(Ipv6Addr::LOCALHOST.into())],
-        ip if ip.is_loopback() => vec![*address],
-        _ => Vec::new(),
+impl State {
+    /// Makes room in the kernel for addresses to come.
+    fn forget_retired(&mut self) {
+        let Self { tables, plans, retired, .. } = self;
+        retired.retain(|&(route, address)| {
+            let names_it = |plan: &Plan| {
+                plan.route == route && plan.targets.iter().any(|(target, _)| *target == address)
+            };
+            // Named again, it is retired once more when that ends.
+            let gone =
+                plans.values().any(names_it) || tables.forget(route, address).unwrap_or(true);
+            !gone
+        });
     }
 }
 

@@ -148,8 +148,29 @@ impl Tables {
     }
 
     /// What became of a route's connections to one address.
-    pub fn target(&self, route: u64, address: SocketAddr) -> Result<Target> {
+    fn target(&self, route: u64, address: SocketAddr) -> Result<Target> {
         self.state(&TargetKey { route, address: to_kernel(address), reserved: 0 })
+    }
+
+    /// Whatever connections were ever led to, by their routes.
+    pub fn targets(&self) -> Vec<(u64, SocketAddr)> {
+        let known = self.targets.keys().filter_map(Result::ok);
+        // An address of zeros stands for the route itself.
+        let known = known.filter(|key| *key != TargetKey::of_route(key.route));
+        known.map(|key| (key.route, from_kernel(key.address))).collect()
+    }
+
+    /// Gives up what is known of an address that no table names any more, unless connections to it are
+    /// open; says whether it is gone.
+    pub fn forget(&mut self, route: u64, address: SocketAddr) -> Result<bool> {
+        if self.target(route, address)?.active > 0 {
+            return Ok(false);
+        }
+        let key = TargetKey { route, address: to_kernel(address), reserved: 0 };
+        match self.targets.remove(&key) {
+            Err(MapError::KeyNotFound) => Ok(true),
+            gone => gone.map(|()| true).context("forget a target"),
+        }
     }
 
     /// What became of a route's connections.

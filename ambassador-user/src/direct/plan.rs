@@ -1,0 +1,89 @@
+//! What the kernel is told of a route: where apps are met, and where they are led.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::config::{Balance, Listen};
+use crate::datapath::tables::{Plan, Policy, SLOTS};
+use crate::route::Route;
+
+/// An endpoint's addresses share its weight, in parts: these can be shared evenly by any number of
+/// addresses that is likely.
+const PARTS: u32 = 5040;
+
+/// Where the route's connections lead now, as far as that is known.
+pub(super) fn of(id: u64, route: &Route) -> Plan {
+    let endpoints = route.upstream.endpoints().iter().map(|endpoint| {
+        let mut addresses = endpoint.addresses();
+        // Of no use without the interface, which a hook cannot say.
+        addresses.retain(|it| !matches!(it.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()));
+        (endpoint.weight(), addresses)
+    });
+    let endpoints: Vec<_> = endpoints.filter(|(_, addresses)| !addresses.is_empty()).collect();
+    Plan {
+        route: id,
+        policy: match route.meant().upstream.balance {
+            Balance::Failover => Policy::Failover,
+            Balance::RoundRobin => Policy::RoundRobin,
+            Balance::LeastConnections => Policy::LeastConnections,
+        },
+        limit: route.max_connections,
+        preferred: endpoints.first().map_or(0, |(_, addresses)| addresses.len()),
+        targets: shares(&endpoints),
+    }
+}
+
+/// All addresses, each with its share of its endpoint's weight.
+fn shares(endpoints: &[(u32, Vec<SocketAddr>)]) -> Vec<(SocketAddr, u32)> {
+    let shares = endpoints.iter().flat_map(|(weight, addresses)| {
+        let share = weight * PARTS / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        addresses.iter().map(move |address| (*address, share.max(1)))
+    });
+    let shares: Vec<_> = shares.take(SLOTS).collect();
+    let common = shares.iter().fold(0, |common, (_, share)| gcd(common, *share)).max(1);
+    shares.into_iter().map(|(address, share)| (address, share / common)).collect()
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The loopback addresses among those that this listens on, at which apps are met in the kernel.
+pub(super) fn loopback(listen: &Listen) -> Vec<SocketAddr> {
+    let Listen::Tcp { address, .. } = listen else { return Vec::new() };
+    let at = |ip: IpAddr| SocketAddr::new(ip, address.port());
+    match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![at(Ipv4Addr::LOCALHOST.into())],
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![at(Ipv6Addr::LOCALHOST.into())],
+        ip if ip.is_loopback() => vec![*address],
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(host: u8) -> SocketAddr {
+        (Ipv4Addr::new(10, 0, 0, host), 1).into()
+    }
+
+    #[test]
+    fn an_endpoint_s_addresses_share_its_weight() {
+        let one = (3, vec![address(1)]);
+        let two = (1, vec![address(2), address(3)]);
+        let shares = shares(&[one, two]);
+        assert_eq!(shares, [(address(1), 6), (address(2), 1), (address(3), 1)]);
+    }
+
+    #[test]
+    fn apps_are_met_on_loopback_only() {
+        let at = |text: &str| {
+            loopback(&Listen::Tcp { address: text.parse().unwrap(), if_available: false })
+        };
+        assert_eq!(at("127.0.0.1:1"), ["127.0.0.1:1".parse().unwrap()]);
+        assert_eq!(at("0.0.0.0:1"), ["127.0.0.1:1".parse().unwrap()]);
+        assert_eq!(at("[::]:1"), ["[::1]:1".parse().unwrap()]);
+        assert_eq!(at("10.0.0.1:1"), []);
+    }
+}
