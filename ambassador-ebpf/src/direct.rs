@@ -3,7 +3,7 @@
 //! - programs: `cgroup/connect4`, `cgroup/connect6`, `cgroup/getpeername4`, `cgroup/getpeername6`,
 //!   attached to the pod's cgroup
 //! - kernel: 5.14 (with it user space can learn its namespace's cookie; the hooks are from 4.17 and 5.8)
-//! - maps: `SETTINGS`, `LISTENERS`, `ROUTES`, `TABLES` (read), `TARGETS` (make, count a turn), `REDIRECTED`
+//! - maps: `SETTINGS`, `LISTENERS`, `ROUTES`, `CARRIED`, `TABLES` (read), `TARGETS` (make, count a turn), `REDIRECTED`
 //!   (make, read, delete)
 //! - byte order: addresses and ports stay in network order throughout
 //! - on failure: the address is left as the app gave it, and the connection goes to the user-space
@@ -20,7 +20,7 @@ use aya_log_ebpf::warn;
 
 use crate::balance::{Wish, choose};
 use crate::counter;
-use crate::maps::{LISTENERS, REDIRECTED, ROUTES, SETTINGS, TABLES, TARGETS};
+use crate::maps::{CARRIED, LISTENERS, REDIRECTED, ROUTES, SETTINGS, TABLES, TARGETS};
 use crate::rarely::rarely;
 
 /// What the kernel expects of a program that lets a call go on.
@@ -155,7 +155,8 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
     let of_route = state(&TargetKey::of_route(table.route)).ok_or(Miss::NoRoom)?;
     // SAFETY: elements of routes stay.
     let Target { active, chosen: turn, .. } = unsafe { *of_route };
-    if active >= u64::from(table.limit) {
+    let carried = CARRIED.get(*route).map_or(0, |&carried| u64::from(carried));
+    if active + carried >= u64::from(table.limit) {
         return Err(Miss::NoTarget);
     }
     let families = match ipv6 {

@@ -22,6 +22,10 @@ pub(crate) static LISTENERS: HashMap<Address, u32> =
 #[map]
 pub(crate) static ROUTES: Array<u32> = Array::with_max_entries(MOST_ROUTES, 0);
 
+/// Written by user space; read by the connect hooks. Nobody deletes.
+#[map]
+pub(crate) static CARRIED: Array<u32> = Array::with_max_entries(MOST_ROUTES, 0);
+
 /// Written by user space while not in force; read by the connect hooks. Nobody deletes. User space
 /// makes it as large as its routes need.
 #[map]

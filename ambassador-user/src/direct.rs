@@ -5,6 +5,7 @@ mod plan;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::proxy::connection::Outcome;
 use crate::route::Route;
 use crate::sockets;
 use crate::throttle::Throttle;
-use crate::upstream::Upstream;
+use crate::upstream::{Endpoint, Upstream};
 
 /// Signs of life before the tables would be taken for stale.
 const RENEWALS: u32 = 4;
@@ -100,9 +101,11 @@ impl Direct {
         });
         direct.update();
         direct.state().tables.renew(stale_after)?;
-        for route in routes {
+        for (index, route) in indexed() {
             let (direct, id) = (Arc::downgrade(&direct), route_id(&route.name));
-            route.count_past_us(move || direct.upgrade().map_or(0, |direct| direct.active(id)));
+            route.count_past_us(move |ours| {
+                direct.upgrade().map_or(0, |direct| direct.exchange_counts(index, id, ours))
+            });
         }
         tokio::spawn(Arc::clone(&direct).keep_true(changes));
         tokio::spawn(Arc::clone(&direct).record(ends));
@@ -159,6 +162,25 @@ impl Direct {
                 Ok(()) = changes.changed() => self.update(),
             }
         }
+    }
+
+    /// Tells the kernel how many connections of a route are carried here, and gets how many are not.
+    fn exchange_counts(&self, index: u32, route: u64, ours: &AtomicU32) -> u32 {
+        let mut state = self.state();
+        // Read while nobody else tells it, so that the newest number is told last.
+        if let Err(error) = state.tables.carry(index, ours.load(Ordering::Relaxed)) {
+            debug!("connections of both ways may exceed max_connections: {error:#}");
+        }
+        drop(state);
+        self.active(route)
+    }
+
+    /// Connections of a route to an endpoint that are open.
+    pub fn reached(&self, route: &str, endpoint: &Endpoint) -> u32 {
+        let state = self.state();
+        let targets = endpoint.addresses().into_iter();
+        let counted = targets.filter_map(|it| state.tables.target(route_id(route), it).ok());
+        counted.map(|target| u32::try_from(target.active).unwrap_or(u32::MAX)).sum()
     }
 
     /// Connections of a route that are open.

@@ -27,12 +27,12 @@ pub struct Route {
     choice: RwLock<Choice>,
     refused: Throttle,
     active: AtomicU32,
-    /// Counts the connections that the kernel has made past us.
+    /// Whoever makes connections past us: they count for the limit too.
     past_us: OnceLock<PastUs>,
 }
 
-/// Asks for a number of connections.
-struct PastUs(Box<dyn Fn() -> u32 + Send + Sync>);
+/// Told how many connections are ours, tells how many others there are.
+struct PastUs(Box<dyn Fn(&AtomicU32) -> u32 + Send + Sync>);
 
 /// A place in a route, given back when dropped.
 #[derive(Debug)]
@@ -67,9 +67,9 @@ impl Route {
         })
     }
 
-    /// Has connections counted that do not come to us. Set once.
-    pub fn count_past_us(&self, count: impl Fn() -> u32 + Send + Sync + 'static) {
-        let _ = self.past_us.set(PastUs(Box::new(count)));
+    /// Has connections counted that do not come to us, by somebody who wants to know of ours. Set once.
+    pub fn count_past_us(&self, exchange: impl Fn(&AtomicU32) -> u32 + Send + Sync + 'static) {
+        let _ = self.past_us.set(PastUs(Box::new(exchange)));
     }
 
     /// The tier in force, and why no higher one.
@@ -109,6 +109,7 @@ impl Route {
             }
             return None;
         }
+        self.past_us();
         self.metrics.of(tier).active.inc();
         Some(Admission { route: Arc::clone(self), tier })
     }
@@ -119,7 +120,7 @@ impl Route {
     }
 
     fn past_us(&self) -> u32 {
-        self.past_us.get().map_or(0, |PastUs(count)| count())
+        self.past_us.get().map_or(0, |PastUs(exchange)| exchange(&self.active))
     }
 }
 
@@ -131,13 +132,14 @@ impl Admission {
 
 impl fmt::Debug for PastUs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0().fmt(f)
+        f.write_str("PastUs")
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
         self.route.active.fetch_sub(1, Ordering::Relaxed);
+        self.route.past_us();
         self.route.metrics.of(self.tier).active.dec();
     }
 }

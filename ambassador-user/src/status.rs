@@ -100,7 +100,11 @@ impl Status {
                             .map(|endpoint| EndpointStatus {
                                 endpoint: endpoint.label().to_string(),
                                 weight: endpoint.weight(),
-                                connections: endpoint.active(),
+                                connections: endpoint.active()
+                                    + service
+                                        .direct
+                                        .as_ref()
+                                        .map_or(0, |direct| direct.reached(&route.name, endpoint)),
                                 addresses: endpoint.known(),
                             })
                             .collect(),

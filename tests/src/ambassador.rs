@@ -2,6 +2,7 @@
 //! control socket.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,17 @@ impl Launch {
     pub fn flag(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.arguments.extend([name.into(), value.as_ref().into()]);
         self
+    }
+
+    /// Carried by this tier of the kernel or not at all, for apps in the cgroup of this process.
+    pub fn in_kernel(self, tier: impl Display) -> Result<Self> {
+        let tier = tier.to_string();
+        Ok(self.flag("--require", &tier).flag("--tier", tier).cgroup(cgroup::of_this_process()?))
+    }
+
+    /// For apps in this cgroup.
+    pub fn cgroup(self, path: &Path) -> Self {
+        self.flag("--cgroup", path)
     }
 
     /// With this text as its configuration file.

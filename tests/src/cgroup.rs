@@ -16,19 +16,24 @@ use crate::wait::until_true;
 /// What the name of every group of a test begins with.
 const PREFIX: &str = "ambassador-test-";
 
-/// A child of the cgroup v2 root. When dropped, it is removed with every process in it.
+/// A group of a test's own. When dropped, it is removed with every process in it.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
 }
 
 impl Cgroup {
-    /// Makes a group that no other test uses. Needs root.
+    /// Makes a group that no other test uses, a child of the cgroup v2 root. Needs root.
     pub fn new() -> Result<Self> {
+        Self::below(&root()?)
+    }
+
+    /// The same, as a child of this group.
+    pub fn below(parent: &Path) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", std::process::id());
-        let path = root()?.join(name);
+        let path = parent.join(name);
         fs::create_dir(&path).with_context(|| format!("create cgroup {}", path.display()))?;
         Ok(Self { path })
     }

@@ -16,9 +16,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use libc::c_int;
 use tempfile::NamedTempFile;
 
 use crate::process;
+use crate::wait::SOON;
+
+/// Where a bpffs is mounted by custom, and where the ambassador looks for it.
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Below the range from which the kernel takes the ports of outgoing connections.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
@@ -27,6 +32,7 @@ const PORTS: std::ops::Range<u16> = 10_000..32_000;
 #[derive(Debug, Clone)]
 pub struct Place {
     namespace: Option<Arc<File>>,
+    mounts: Option<Arc<File>>,
     resolver: Option<Arc<NamedTempFile>>,
     /// Where servers of this place are reached.
     pub ipv4: Ipv4Addr,
@@ -39,6 +45,7 @@ impl Place {
     pub fn here() -> Self {
         Self {
             namespace: None,
+            mounts: None,
             resolver: None,
             ipv4: Ipv4Addr::LOCALHOST,
             ipv6: Ipv6Addr::LOCALHOST,
@@ -47,17 +54,22 @@ impl Place {
 
     /// A new network namespace with its loopback up. Needs root.
     pub(crate) fn isolated(ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Self> {
-        let namespace = std::thread::spawn(|| {
-            // SAFETY: unshare takes no memory; it changes this thread only, which ends right here.
-            let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-            ensure!(unshared == 0, "make a network namespace: {}", std::io::Error::last_os_error());
-            File::open("/proc/thread-self/ns/net").context("open the new network namespace")
-        })
-        .join()
-        .map_err(|_| anyhow::anyhow!("make a network namespace: the thread panicked"))??;
-        let place = Self { namespace: Some(Arc::new(namespace)), resolver: None, ipv4, ipv6 };
+        let namespace = unshared(libc::CLONE_NEWNET, "net", || Ok(()))?;
+        let namespace = Some(Arc::new(namespace));
+        let place = Self { namespace, mounts: None, resolver: None, ipv4, ipv6 };
         place.ip("link set lo up")?;
         Ok(place)
+    }
+
+    /// The same place, where processes find a bpffs of its own, mounted at [`BPFFS`]: what they pin is seen
+    /// by nobody else, and goes with the place. Needs root.
+    pub fn with_bpffs(&self) -> Result<Self> {
+        let mounts = unshared(libc::CLONE_FS | libc::CLONE_NEWNS, "mnt", || {
+            mount(&["--make-rprivate", "/"])?;
+            mount(&["-t", "bpf", "bpf", BPFFS])
+        })
+        .context("mount a bpffs")?;
+        Ok(Self { mounts: Some(Arc::new(mounts)), ..self.clone() })
     }
 
     /// The same place, where names are resolved as `resolv_conf` says. Needs root.
@@ -71,8 +83,12 @@ impl Place {
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut wrapper: Vec<&OsStr> = Vec::new();
         let net = self.path().map(|path| format!("--net={path}"));
-        if let Some(net) = &net {
-            wrapper.extend(["nsenter", net, "--"].map(OsStr::new));
+        let mounts = self.mounts.as_ref().map(|mounts| format!("--mount={}", path(mounts)));
+        let entered: Vec<_> = net.iter().chain(&mounts).map(OsStr::new).collect();
+        if !entered.is_empty() {
+            wrapper.push("nsenter".as_ref());
+            wrapper.extend(entered);
+            wrapper.push("--".as_ref());
         }
         if let Some(resolver) = &self.resolver {
             let bind = r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#;
@@ -139,7 +155,28 @@ impl Place {
 
     /// Where the namespace can be opened while this process lives.
     pub(crate) fn path(&self) -> Option<String> {
-        let namespace = self.namespace.as_ref()?;
-        Some(format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd()))
+        self.namespace.as_ref().map(|namespace| path(namespace))
     }
+}
+
+fn path(namespace: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd())
+}
+
+/// New namespaces, set up by a thread that is in them: the one of this name, which keeps it.
+fn unshared(flags: c_int, name: &str, set_up: fn() -> Result<()>) -> Result<File> {
+    let path = format!("/proc/thread-self/ns/{name}");
+    std::thread::spawn(move || {
+        // SAFETY: unshare takes no memory; it changes this thread only, which ends right here.
+        let unshared = unsafe { libc::unshare(flags) };
+        ensure!(unshared == 0, "make a namespace: {}", std::io::Error::last_os_error());
+        set_up()?;
+        File::open(&path).with_context(|| format!("open {path}"))
+    })
+    .join()
+    .map_err(|_| anyhow::anyhow!("make a namespace: the thread panicked"))?
+}
+
+fn mount(words: &[&str]) -> Result<()> {
+    process::run(Command::new("mount").args(words), SOON).map(drop)
 }

@@ -77,6 +77,16 @@ impl Way {
     }
 }
 
+/// Ends a test that needs a tier that cannot be used on this machine.
+#[macro_export]
+macro_rules! needs {
+    ($way:ident) => {
+        if let Some(obstacle) = $crate::way::Way::$way.obstacle($crate::address::Family::Tcp)? {
+            $crate::skip!("{obstacle}");
+        }
+    };
+}
+
 /// As `--tier` wants it.
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,14 +117,12 @@ impl Road {
             Family::Tcp6 => SocketAddr::from((Ipv6Addr::LOCALHOST, place.port()?)).into(),
             Family::Unix => Address::Unix(directory.path().join("client.sock")),
         };
-        let mut launch = Launch::new(place)?
-            .flag("--tier", way.to_string())
-            .route(format!("road:{address}={server}"));
-        if matches!(way, Way::Sockmap | Way::Direct) {
-            launch = launch
-                .flag("--require", way.to_string())
-                .flag("--cgroup", cgroup::of_this_process()?);
-        }
+        let launch = match way {
+            // What it pins is nobody else's business, and stays if a test ends it.
+            Way::Sockmap | Way::Direct => Launch::new(&place.with_bpffs()?)?.in_kernel(way)?,
+            _ => Launch::new(place)?.flag("--tier", way.to_string()),
+        };
+        let launch = launch.route(format!("road:{address}={server}"));
         let ambassador = launch.start()?;
         Ok(Self { address, ambassador: Some(ambassador), way, _directory: directory })
     }

@@ -22,6 +22,8 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const LISTENERS: &str = "LISTENERS";
 /// An array, by route: the index of the table in force, or [`NO_TABLE`].
 pub const ROUTES: &str = "ROUTES";
+/// An array, by route: how many of its connections user space carries. They count for its limit.
+pub const CARRIED: &str = "CARRIED";
 /// An array of [`Table`]. Each route has two, `2 * route` and the next one; the one that is not in
 /// force is written, then put in force, so that no program ever reads a half-written table.
 pub const TABLES: &str = "TABLES";

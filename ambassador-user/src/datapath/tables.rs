@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ambassador_ebpf::Address;
 use ambassador_ebpf::direct::{
-    ENDS, FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, LISTENERS, MOST_ROUTES, NO_TABLE, OPEN,
+    CARRIED, ENDS, FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, LISTENERS, MOST_ROUTES, NO_TABLE, OPEN,
     ROUND_ROBIN, ROUTES, SETTINGS, Slot, TABLES, TARGETS, TURNS, Table, TargetKey,
 };
 pub use ambassador_ebpf::direct::{
@@ -26,6 +26,7 @@ pub struct Tables {
     settings: Array<MapData, Settings>,
     listeners: HashMap<MapData, Address, u32>,
     routes: Array<MapData, u32>,
+    carried: Array<MapData, u32>,
     tables: Array<MapData, Table>,
     targets: HashMap<MapData, TargetKey, Target>,
     open: HashMap<MapData, u64, Flow>,
@@ -68,6 +69,7 @@ impl Tables {
             settings,
             listeners: maps.take(LISTENERS)?,
             routes: maps.take(ROUTES)?,
+            carried: maps.take(CARRIED)?,
             tables: maps.take(TABLES)?,
             targets: maps.take(TARGETS)?,
             open: maps.take(OPEN)?,
@@ -101,6 +103,7 @@ impl Tables {
         }
         for route in 0..room {
             self.routes.set(route, NO_TABLE, 0).context("take a route out of force")?;
+            self.carry(route, 0)?;
         }
         for (address, route) in listeners {
             self.listeners.insert(to_kernel(*address), route, 0).context("add a listener")?;
@@ -121,6 +124,11 @@ impl Tables {
     /// Leaves a route's connections to user space.
     pub fn withdraw(&mut self, route: u32) -> Result<()> {
         self.routes.set(route, NO_TABLE, 0).context("take a route out of force")
+    }
+
+    /// This many of a route's connections are carried in user space.
+    pub fn carry(&mut self, route: u32, connections: u32) -> Result<()> {
+        self.carried.set(route, connections, 0).context("tell how many connections are carried")
     }
 
     /// Everything holds for this long from now, or until it is closed.
@@ -148,7 +156,7 @@ impl Tables {
     }
 
     /// What became of a route's connections to one address.
-    fn target(&self, route: u64, address: SocketAddr) -> Result<Target> {
+    pub fn target(&self, route: u64, address: SocketAddr) -> Result<Target> {
         self.state(&TargetKey { route, address: to_kernel(address), reserved: 0 })
     }
 

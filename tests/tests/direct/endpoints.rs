@@ -1,0 +1,190 @@
+//! Where connections lead: the same distribution as through the relay, by tables in the kernel; and past
+//! addresses that do not answer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use socket2::{Domain, Socket, Type};
+
+use ambassador_tests::address::Address;
+use ambassador_tests::ambassador::{Ambassador, Launch};
+use ambassador_tests::echo::{Echo, greeted};
+use ambassador_tests::place::Place;
+use ambassador_tests::process::run;
+use ambassador_tests::server::dnsmasq::Dnsmasq;
+use ambassador_tests::wait::{SOON, until_true};
+use ambassador_tests::{needs, pod};
+
+use crate::{ROUTE, all_are_direct, blackhole, hold, listen, loopback, start_with, tally, tier_of};
+
+const NAME: &str = "service.test";
+/// For how long an address that did not answer is passed over.
+const SUSPICION: Duration = Duration::from_secs(5);
+
+#[test]
+fn failover_leaves_an_endpoint_that_refuses_and_returns_to_it() -> Result<()> {
+    needs!(Direct);
+    let (first, second) = (Echo::greeting("1")?, Echo::greeting("2")?);
+    let address = first.address().clone();
+    let (ambassador, route) = balanced("failover", &[(&address, 1), (second.address(), 1)])?;
+    let held = hold(&route, 5)?;
+    ensure!(tally(&held) == [("1", 5)].into());
+    all_are_direct(&ambassador, &held)?;
+
+    drop(first);
+    // The one that finds out is told what a direct connection is told.
+    let refused = route.connect().map(drop).expect_err("nobody listens there any more");
+    ensure!(format!("{refused:#}").contains("refused"), "{refused:#}");
+    let refused = Instant::now();
+    ensure!(tally(&hold(&route, 5)?) == [("2", 5)].into());
+
+    let _first = Echo::on(address.listen()?, "1");
+    until_true("a return to the first endpoint", || Ok(greeted(&route, 1)?.0 == "1"))?;
+    ensure!(refused.elapsed() >= SUSPICION, "after only {:?}", refused.elapsed());
+    Ok(())
+}
+
+#[test]
+fn when_all_endpoints_are_suspected_the_listener_tries_them() -> Result<()> {
+    needs!(Direct);
+    let (first, second) = (loopback(&Place::here())?, loopback(&Place::here())?);
+    let (ambassador, route) = balanced("failover", &[(&first, 1), (&second, 1)])?;
+    for _ in 0..2 {
+        ensure!(route.connect().is_err(), "a connection to nobody");
+    }
+    let _back = Echo::on(second.listen()?, "2");
+    let (greeting, client) = greeted(&route, 1)?;
+    ensure!(greeting == "2");
+    ensure!(tier_of(&ambassador, &client)? != "direct");
+    Ok(())
+}
+
+#[test]
+fn round_robin_spreads_by_weight() -> Result<()> {
+    needs!(Direct);
+    let (light, heavy) = (Echo::greeting("l")?, Echo::greeting("h")?);
+    let (ambassador, route) =
+        balanced("round_robin", &[(light.address(), 1), (heavy.address(), 3)])?;
+    let held = hold(&route, 40)?;
+    ensure!(tally(&held) == [("h", 30), ("l", 10)].into(), "{:?}", tally(&held));
+    all_are_direct(&ambassador, &held)
+}
+
+#[test]
+fn round_robin_passes_over_an_endpoint_that_refuses() -> Result<()> {
+    needs!(Direct);
+    let (one, two) = (Echo::greeting("1")?, Echo::greeting("2")?);
+    let dead = loopback(&Place::here())?;
+    let endpoints = [(one.address(), 1), (&dead, 1), (two.address(), 1)];
+    let (ambassador, route) = balanced("round_robin", &endpoints)?;
+    let reached: Vec<_> = (0..30).filter_map(|_| greeted(&route, 1).ok()).collect();
+    ensure!(reached.len() == 29, "{} of 30 connections reached an endpoint", reached.len());
+    ensure!(tally(&reached).values().all(|&count| count >= 9), "{:?}", tally(&reached));
+    all_are_direct(&ambassador, &reached)
+}
+
+#[test]
+fn least_connections_fills_the_emptiest() -> Result<()> {
+    needs!(Direct);
+    let (one, two) = (Echo::greeting("1")?, Echo::greeting("2")?);
+    let (ambassador, route) =
+        balanced("least_connections", &[(one.address(), 1), (two.address(), 1)])?;
+    let held = hold(&route, 10)?;
+    ensure!(tally(&held) == [("1", 5), ("2", 5)].into(), "{:?}", tally(&held));
+
+    let (gone, _kept): (Vec<_>, Vec<_>) = held.into_iter().partition(|(name, _)| name == "1");
+    drop(gone);
+    until_true("the end of five connections", || {
+        Ok(ambassador.access_records("tier", "direct")?.len() == 5)
+    })?;
+    let held = hold(&route, 5)?;
+    ensure!(tally(&held) == [("1", 5)].into(), "{:?}", tally(&held));
+    all_are_direct(&ambassador, &held)
+}
+
+#[test]
+fn a_silent_endpoint_is_suspected_at_the_first_packet_sent_again() -> Result<()> {
+    needs!(Direct);
+    let pod = pod!("nft");
+    let silent =
+        Address::from(std::net::SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
+    blackhole(&pod.upstream, &format!("tcp dport {}", silent.port()?))?;
+    let echo = Echo::on(listen(&pod.upstream, pod.upstream.ipv4)?, "e");
+    let endpoints = format!("endpoints: ['{silent}', '{}']", echo.address());
+    let (_ambassador, route) = start_with(&pod.inside, "", &endpoints)?;
+    let reach = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        let begun = socket.connect(&route.tcp()?.into()).err().and_then(|it| it.raw_os_error());
+        ensure!(begun == Some(libc::EINPROGRESS), "{begun:?}");
+        Ok(socket)
+    };
+    let _waiting = pod.inside.enter(reach)?;
+    let begun = Instant::now();
+    let bounded = Duration::from_millis(300);
+    until_true("a connection past the silent endpoint", || {
+        let greeted = pod.inside.enter(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            if socket.connect_timeout(&route.tcp()?.into(), bounded).is_err() {
+                return Ok(None);
+            }
+            ambassador_tests::peer::Peer::of(socket)?.hear(1).map(Some)
+        })?;
+        Ok(greeted.is_some_and(|heard| heard == b"e"))
+    })?;
+    // The first SYN is sent again after a second.
+    ensure!(begun.elapsed() < Duration::from_secs(3), "only after {:?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn all_addresses_of_a_name_are_used_and_a_change_of_them_reaches_the_kernel() -> Result<()> {
+    needs!(Direct);
+    let pod = pod!("dnsmasq");
+    let more = std::net::Ipv4Addr::new(10, 77, 0, 3);
+    let add = format!("{more}/24");
+    run(pod.upstream.command("ip").args(["addr", "add", &add, "dev", "eth0"]), SOON)?;
+    let old = listen(&pod.upstream, pod.upstream.ipv4)?;
+    let port = old.address().port()?;
+    let new = Address::from(std::net::SocketAddr::from((more, port)));
+    let (old, new) = (Echo::on(old, "o"), Echo::on(pod.upstream.enter(|| new.listen())?, "n"));
+    let dns = Dnsmasq::start(&pod.upstream, &[(NAME, pod.upstream.ipv4.into())])?;
+    let place = pod.inside.with_resolver(&Dnsmasq::resolv_conf(&pod.upstream))?;
+    let route = loopback(&pod.inside)?;
+    let config = format!(
+        "version: 1
+routes: [{{ name: {ROUTE}, listen: '{route}', upstream: up }}]
+upstreams: {{ up: {{ endpoints: ['{NAME}:{port}'], dns: {{ max_ttl: 1s }} }} }}
+"
+    );
+    let ambassador =
+        Launch::new(&place.with_bpffs()?)?.in_kernel("direct")?.config(&config)?.start()?;
+    let reaches = |wanted: &str| {
+        until_true(&format!("a direct connection to {wanted}"), || {
+            let (heard, client) = pod.inside.enter(|| greeted(&route, 1))?;
+            Ok(heard == wanted && tier_of(&ambassador, &client)? == "direct")
+        })
+    };
+    reaches("o").context("the only address")?;
+    ensure!(new.accepted() == 0);
+    dns.answer(&[(NAME, pod.upstream.ipv4.into()), (NAME, more.into())])?;
+    reaches("n").context("the address that joined")?;
+    let held = pod.inside.enter(|| hold(&route, 10))?;
+    ensure!(tally(&held) == [("n", 5), ("o", 5)].into(), "{:?}", tally(&held));
+
+    dns.answer(&[(NAME, more.into())])?;
+    let left = || Ok(tally(&pod.inside.enter(|| hold(&route, 4))?) == [("n", 4)].into());
+    until_true("the address that left to be left", left)?;
+    // What is established stays where it is.
+    held.iter().try_for_each(|(_, client)| client.ask(b"still there?", b"still there?"))?;
+    ensure!(old.accepted() > 0);
+    Ok(())
+}
+
+/// An ambassador here with one route to these endpoints and weights.
+fn balanced(balance: &str, endpoints: &[(&Address, u16)]) -> Result<(Ambassador, Address)> {
+    let endpoints: Vec<_> =
+        endpoints.iter().map(|(address, weight)| format!("'{address}:{weight}'")).collect();
+    let upstream = format!("balance: {balance}, endpoints: [{}]", endpoints.join(", "));
+    start_with(&Place::here(), "", &upstream)
+}
