@@ -134,7 +134,7 @@ async fn serve(
     });
     let routes = routes.collect::<Vec<_>>();
     let changes = names.watch();
-    let (direct, hold) = match kernel {
+    let (direct, mut hold) = match kernel {
         None => (None, None),
         Some(Kernel { tables, ends, messages, hold }) => {
             messages.map(|messages| tokio::spawn(messages.pass_on()));
@@ -179,6 +179,9 @@ async fn serve(
         let listener = bound.listen().context("register admin.control with the runtime")?;
         let handler = control::Handler { service: Arc::clone(&service), orders, log_level };
         tokio::spawn(control::serve(listener, handler));
+    }
+    if let Some(hold) = &mut hold {
+        hold.outlive();
     }
     info!(routes = config.routes.len(), "ready");
     let code = end(config.drain, &service, trigger, accepting, stops, &hold).await;

@@ -151,6 +151,13 @@ impl Hold {
         matches!(self, Self::Pins { kept: true, .. })
     }
 
+    /// From now on the programs stay attached when this process dies.
+    pub fn outlive(&mut self) {
+        if let Self::Pins { pins, .. } = self {
+            pins.outlive();
+        }
+    }
+
     /// Detaches what this process attached, so that nothing is left behind.
     pub fn release(self) -> Result<()> {
         match self {
@@ -169,8 +176,9 @@ pub fn load_for(config: &Config, owner: Owner) -> Result<(), Obstacle> {
         before.remove().map_err(Obstacle::NotOurs)?;
     }
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
-    let kernel =
+    let mut kernel =
         Kernel::load(&config.acceleration, routes.saturating_add(SPARE_ROUTES), owner, true)?;
+    kernel.hold.outlive();
     if let Hold::Pins { pins, .. } = &kernel.hold {
         info!(uid = owner.uid, gid = owner.gid, "pinned at {}", pins.directory().display());
     }

@@ -29,6 +29,8 @@ pub const DIRECTORY: &str = "/sys/fs/bpf/ambassador";
 pub struct Pins {
     directory: PathBuf,
     _lock: File,
+    /// Made by this process, for which it may yet turn out that nobody will serve it: removed when dropped.
+    provisional: bool,
 }
 
 /// Who may use what is pinned.
@@ -49,7 +51,7 @@ impl Pins {
         }
     }
 
-    /// Pins maps and links for a user; nothing is left behind if that fails.
+    /// Pins maps and links for a user, until [`Pins::outlive`].
     pub fn make(instance: &str, maps: &Maps, links: Links, owner: Owner) -> Result<Self> {
         // As /tmp: ambassadors of several users may share a node's bpffs.
         make_directory(Path::new(DIRECTORY), 0o1777)?;
@@ -57,11 +59,9 @@ impl Pins {
         make_directory(&directory, 0o755)?;
         let opened =
             File::open(&directory).with_context(|| format!("open {}", directory.display()))?;
-        let pins = Self::lock(directory, opened)?;
-        if let Err(error) = pins.fill(maps, links, owner) {
-            let _ = pins.remove();
-            return Err(error);
-        }
+        let mut pins = Self::lock(directory, opened)?;
+        pins.provisional = true;
+        pins.fill(maps, links, owner)?;
         Ok(pins)
     }
 
@@ -106,8 +106,18 @@ impl Pins {
         Ok(maps)
     }
 
+    /// From now on they stay when this is dropped, however the process ends.
+    pub fn outlive(&mut self) {
+        self.provisional = false;
+    }
+
     /// Detaches and removes all; connections that are open stay.
-    pub fn remove(self) -> Result<()> {
+    pub fn remove(mut self) -> Result<()> {
+        self.outlive();
+        self.remove_files()
+    }
+
+    fn remove_files(&self) -> Result<()> {
         for part in ["links", "maps"] {
             let part = self.directory.join(part);
             for path in list(&part)? {
@@ -132,7 +142,7 @@ impl Pins {
                 directory.display()
             );
         }
-        Ok(Self { directory, _lock: opened })
+        Ok(Self { directory, _lock: opened, provisional: false })
     }
 
     fn fill(&self, maps: &Maps, links: Links, Owner { uid, gid }: Owner) -> Result<()> {
@@ -163,6 +173,16 @@ impl Pins {
             }
         }
         Ok(true)
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if self.provisional
+            && let Err(error) = self.remove_files()
+        {
+            tracing::warn!("cannot take back what was pinned: {error:#}");
+        }
     }
 }
 

@@ -1,0 +1,362 @@
+//! What the kernel half does without, before and after the process that it serves: pins, takeover, load and
+//! unload. Each test has a bpffs of its own, which goes with it.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use ambassador_tests::address::Address;
+use ambassador_tests::ambassador::{self, Ambassador, Launch};
+use ambassador_tests::cgroup::{self, Cgroup};
+use ambassador_tests::echo::{Echo, greeted};
+use ambassador_tests::peer::Peer;
+use ambassador_tests::place::{BPFFS, Place};
+use ambassador_tests::process::{Finished, Process, run};
+use ambassador_tests::server::missing;
+use ambassador_tests::wait::{SOON, until, until_true};
+use ambassador_tests::{needs, skip};
+
+const INSTANCE: &str = "lifecycle";
+const USER: u32 = 65_532;
+const STRANGER: u32 = 65_533;
+const TIER_MISSING: i32 = 77;
+
+#[test]
+fn pins_go_with_a_clean_end() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let ambassador = scene.launch()?.start()?;
+    ensure!(scene.pinned()?.iter().any(|pin| pin == &format!("{INSTANCE}/links/connect4")));
+    ambassador.end()?;
+    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+    ensure!(scene.route.connect().is_err(), "redirected after the end");
+    Ok(())
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing_pinned() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let taken = scene.route.listen()?;
+    scene.launch()?.spawn()?.ends_with(1)?;
+    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+    drop(taken);
+
+    let unfit = Path::new("/nowhere/socket");
+    let unfit = format!(
+        "{}={}",
+        Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], scene.place.port()?))),
+        Address::Unix(unfit.into())
+    );
+    scene.launch()?.route(unfit).spawn()?.ends_with(TIER_MISSING)?;
+    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+    Ok(())
+}
+
+#[test]
+fn connections_survive_a_kill_and_the_next_ambassador_tells_of_them() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let before = scene.launch()?.start()?;
+    let [held, over] = [scene.connect()?, scene.connect()?];
+    drop(before);
+    drop(scene.route.listen().context("the port of an ambassador that was killed is free")?);
+    held.ask(b"still there?", b"still there?")?;
+    let orphan = scene.connect().context("connect by the last good table")?;
+    let peer = over.socket().local_addr()?.as_socket().context("find an address")?.to_string();
+    over.finish()?;
+    over.hear_end()?;
+
+    let after = scene.launch()?.start()?;
+    until_true("word of the takeover", || {
+        Ok(after.log()?.iter().any(|line| line.to_string().contains("taking over")))
+    })?;
+    let record = until("the record of what ended meanwhile", SOON, || {
+        Ok(after.access_records("peer", &peer)?.pop())
+    })?;
+    ensure!(record["outcome"] == "ok" && record["bytes_down"] == 1, "{record}");
+    ensure!(status(&after)?["connections"] == 2, "{}", status(&after)?);
+    let new = scene.connect()?;
+    ensure!(connections(&after)?.len() == 3);
+    drop((held, orphan, new));
+    until_true("three more records", || Ok(after.access_records("tier", "direct")?.len() == 4))?;
+    let sum = after.metrics()?.sum("ambassador_bytes_total", &[("tier", "direct")]);
+    // Four greetings, and twelve bytes there and back.
+    ensure!(sum == Some(4.0 + 24.0), "{sum:?} bytes");
+    ensure!(status(&after)?["connections"] == 0);
+    after.end()?;
+    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+    Ok(())
+}
+
+#[test]
+fn the_next_ambassador_s_routes_replace_those_of_one_that_was_killed() -> Result<()> {
+    needs!(Direct);
+    let mut scene = Scene::new()?;
+    drop(scene.launch()?.start()?);
+    let old = scene.route.clone();
+    greeted(&old, 1).context("connect by the last good table")?;
+    scene.route = std::net::SocketAddr::from(([127, 0, 0, 1], scene.place.port()?)).into();
+    let _after = scene.launch()?.start()?;
+    ensure!(old.connect().is_err(), "an address that is routed no more is redirected");
+    let _client = scene.connect()?;
+    Ok(())
+}
+
+#[test]
+fn a_dead_ambassador_s_table_closes_when_it_is_stale() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    drop(scene.launch()?.flag("--stale-after", "10s").start()?);
+    let killed = Instant::now();
+    let held = scene.connect()?;
+    until_true("the table to close", || Ok(scene.route.connect().is_err()))?;
+    let closed = killed.elapsed();
+    ensure!((5..=11).contains(&closed.as_secs()), "after {closed:?}");
+    held.ask(b"still there?", b"still there?")
+}
+
+#[test]
+fn what_was_loaded_is_taken_over_without_privileges() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    scene.load("other", cgroup::of_this_process()?)?.success()?;
+    ensure!(scene.route.connect().is_err(), "redirected before anybody said where to");
+    let run = || scene.launch()?.by_user(USER)?.start();
+    let ambassador = run()?;
+    let told = ambassador.command(&["status", "--json"])?.success()?;
+    let told: Value = serde_json::from_str(&told).context("parse the status")?;
+    ensure!(told["user"] == USER && told["capabilities"] == "none", "{told}");
+    let held = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["direct"]);
+    ambassador.command(&["tier", "all", "splice"])?.success()?;
+    let relayed = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["splice", "direct"], "{:?}", tiers(&ambassador)?);
+    drop(relayed);
+    ambassador.command(&["tier", "all", "auto"])?.success()?;
+
+    drop(ambassador);
+    scene.connect().context("connect by the last good table")?;
+    let ambassador = run().context("after a kill")?;
+    held.ask(b"still there?", b"still there?")?;
+    ambassador.end()?;
+    let ambassador = run().context("after a clean end")?;
+    let _client = scene.connect()?;
+    ambassador.end()?;
+
+    scene.command(&["unload", "--instance", INSTANCE])?.success()?;
+    let left = scene.pinned()?;
+    ensure!(left.iter().all(|pin| pin.starts_with("other")), "left behind: {left:?}");
+    ensure!(left.iter().any(|pin| pin == "other/links/connect4"), "gone too: {left:?}");
+    ensure!(scene.route.connect().is_err(), "redirected after all was unloaded");
+    held.ask(b"even now?", b"even now?")
+}
+
+#[test]
+fn what_was_loaded_for_one_user_is_closed_to_another() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    is_refused(scene.launch()?.by_user(STRANGER)?, "belongs to the user that")?;
+
+    let here = Launch::new(&scene.place)?.flag("--instance", INSTANCE).by_user(STRANGER)?;
+    let lower = here.route(format!("routed:{}={}", scene.route, scene.echo.address())).start()?;
+    let _client = scene.connect()?;
+    ensure!(status(&lower)?["tier"] == "splice");
+    let explained = lower.command(&["explain"])?.success()?;
+    ensure!(explained.contains("direct: not used: open "), "{explained}");
+    Ok(())
+}
+
+#[test]
+fn what_is_in_use_is_left_to_its_user() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let ambassador = scene.launch()?.start()?;
+    let second = Launch::new(&scene.place)?.in_kernel("direct")?.flag("--instance", INSTANCE);
+    let elsewhere = std::net::SocketAddr::from(([127, 0, 0, 1], scene.place.port()?));
+    let second = second.route(format!("{elsewhere}={}", scene.echo.address()));
+    is_refused(second, "is in use by another ambassador")?;
+    for words in [&["unload", "--instance", INSTANCE][..], &["unload", "--stale"]] {
+        let unloaded = scene.command(words)?;
+        let lines = unloaded.stderr.lines().count();
+        ensure!(lines == usize::from(unloaded.code() != Some(0)), "{unloaded:?}");
+    }
+    let loaded = scene.load(INSTANCE, cgroup::of_this_process()?)?;
+    ensure!(loaded.stderr.contains("is in use by another ambassador"), "{loaded:?}");
+    let _client = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["direct"]);
+    Ok(())
+}
+
+#[test]
+fn what_belongs_to_a_pod_that_is_gone_can_be_removed() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let [gone, run] = [Cgroup::new()?, Cgroup::new()?];
+    scene.load("gone", gone.path())?.success()?;
+    scene.load("alive", cgroup::of_this_process()?)?.success()?;
+    let ambassador = Launch::new(&scene.place)?
+        .flag("--instance", "run")
+        .cgroup(run.path())
+        .route(format!("routed:{}={}", scene.route, scene.echo.address()))
+        .start()?;
+    drop((gone, run));
+    // The kernel takes the programs off a group that is gone in its own time.
+    until_true("what is stale to be removed", || {
+        let told = scene.command(&["unload", "--stale"])?.success()?;
+        ensure!(!told.contains("alive") && !told.contains("run"), "{told}");
+        Ok(told.contains("gone"))
+    })?;
+    let mut left: Vec<_> = scene.pinned()?;
+    left.retain(|pin| pin.ends_with("/links"));
+    ensure!(left == ["alive/links", "run/links"], "{left:?}");
+    scene.connect().context("traffic goes on by the listener")?;
+    ambassador.end()
+}
+
+#[test]
+fn what_another_version_left_is_replaced_by_who_may_and_refused_by_others() -> Result<()> {
+    needs!(Direct);
+    if let Some(program) = missing(&["bpftool"]) {
+        skip!("{program} is not installed");
+    }
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    let settings = format!("{BPFFS}/ambassador/{INSTANCE}/maps/SETTINGS");
+    let bpftool = |words: &[&str]| run(scene.place.command("bpftool").args(words), SOON);
+    let dumped = bpftool(&["-j", "map", "lookup", "pinned", &settings, "key", "0", "0", "0", "0"])?;
+    let dumped: Value = serde_json::from_str(&dumped).context("parse the settings")?;
+    let mut value: Vec<_> = dumped["value"]
+        .as_array()
+        .context("find the settings")?
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    value[0] = "0xfe";
+    let mut words = vec!["map", "update", "pinned", &settings, "key", "0", "0", "0", "0", "value"];
+    words.extend(value);
+    bpftool(&words)?;
+
+    is_refused(scene.launch()?.by_user(USER)?, "was pinned by another version")?;
+    let ambassador = scene.launch()?.start()?;
+    let _client = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["direct"]);
+    ambassador.end()?;
+    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+    Ok(())
+}
+
+#[test]
+fn a_half_made_instance_is_made_anew() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let half = format!("{BPFFS}/ambassador/{INSTANCE}/maps");
+    run(scene.place.command("mkdir").args(["-p", &half]), SOON)?;
+    let ambassador = scene.launch()?.start()?;
+    let _client = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["direct"]);
+    ambassador.end()
+}
+
+#[test]
+fn what_others_put_beside_the_pins_is_left_alone_and_named() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    let foreign = format!("{BPFFS}/ambassador/{INSTANCE}/foreign");
+    run(scene.place.command("mkdir").arg(&foreign), SOON)?;
+    let unloaded = scene.command(&["unload", "--instance", INSTANCE])?;
+    ensure!(unloaded.code() == Some(1) && unloaded.stderr.lines().count() == 1, "{unloaded:?}");
+    let left = scene.pinned()?;
+    ensure!(left == [INSTANCE.to_owned(), format!("{INSTANCE}/foreign")], "{left:?}");
+    Ok(())
+}
+
+/// A place with a bpffs of its own, and a route from there to an echo that greets with one byte.
+struct Scene {
+    place: Place,
+    route: Address,
+    echo: Echo,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let place = Place::here().with_bpffs()?;
+        let route = std::net::SocketAddr::from(([127, 0, 0, 1], place.port()?)).into();
+        Ok(Self { place, route, echo: Echo::greeting("e")? })
+    }
+
+    fn launch(&self) -> Result<Launch> {
+        let launch = Launch::new(&self.place)?.in_kernel("direct")?.flag("--instance", INSTANCE);
+        Ok(launch.route(format!("routed:{}={}", self.route, self.echo.address())))
+    }
+
+    fn load(&self, instance: &str, cgroup: &Path) -> Result<Finished> {
+        let (user, cgroup) = (format!("{USER}:{USER}"), cgroup.to_string_lossy());
+        let route = format!("{}={}", self.route, self.echo.address());
+        self.command(&[
+            "load",
+            "--for",
+            &user,
+            "--instance",
+            instance,
+            "--cgroup",
+            &cgroup,
+            "--route",
+            &route,
+        ])
+    }
+
+    fn command(&self, words: &[&str]) -> Result<Finished> {
+        Process::start(ambassador::command(&self.place)?.args(words))?.finish(SOON)
+    }
+
+    fn connect(&self) -> Result<Peer> {
+        Ok(greeted(&self.route, 1)?.1)
+    }
+
+    /// All that is pinned, by its path below the directory of all instances.
+    fn pinned(&self) -> Result<Vec<String>> {
+        let directory = format!("{BPFFS}/ambassador");
+        let all = run(self.place.command("find").arg(BPFFS), SOON)?;
+        let mut pins: Vec<_> = all
+            .lines()
+            .filter_map(|path| path.strip_prefix(&directory)?.strip_prefix('/'))
+            .map(str::to_owned)
+            .collect();
+        pins.sort_unstable();
+        Ok(pins)
+    }
+}
+
+/// Expects one line that says so, and no start below the required tier.
+fn is_refused(launch: Launch, why: &str) -> Result<()> {
+    let finished = launch.spawn()?.process.finish(SOON)?;
+    let errors: Vec<_> =
+        finished.stderr.lines().filter(|line| line.contains("\"ERROR\"")).collect();
+    ensure!(finished.code() == Some(TIER_MISSING), "{finished:?}");
+    ensure!(errors.len() == 1 && errors[0].contains(why), "{finished:?}");
+    Ok(())
+}
+
+/// The only route, as `status` tells it.
+fn status(ambassador: &Ambassador) -> Result<Value> {
+    let told = ambassador.command(&["status", "--json"])?.success()?;
+    let told: Value = serde_json::from_str(&told).context("parse the status")?;
+    Ok(told["routes"][0].clone())
+}
+
+fn connections(ambassador: &Ambassador) -> Result<Vec<Value>> {
+    let told = ambassador.command(&["connections", "--json"])?.success()?;
+    told.lines().map(|line| serde_json::from_str(line).context("parse a connection")).collect()
+}
+
+/// What carries each of the connections.
+fn tiers(ambassador: &Ambassador) -> Result<Vec<String>> {
+    let told = connections(ambassador)?;
+    Ok(told.iter().map(|it| it["tier"].as_str().unwrap_or_default().to_owned()).collect())
+}
