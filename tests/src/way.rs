@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::address::{Address, Family};
@@ -13,6 +13,7 @@ use crate::cgroup;
 use crate::peer::{Listener, Peer};
 use crate::place::Place;
 use crate::pod::is_root;
+use crate::wait::until_true;
 
 /// From a client to its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,15 @@ pub struct Road {
     _directory: TempDir,
 }
 
+/// What went from clients to servers, and back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// From clients.
+    pub up: u64,
+    /// To clients.
+    pub down: u64,
+}
+
 /// A server in the hands of the test, and a road that leads to it.
 #[derive(Debug)]
 pub struct Wire {
@@ -54,11 +64,16 @@ impl Way {
     /// Every relay.
     pub const RELAYS: [Self; 2] = [Self::Copy, Self::Splice];
 
-    /// Every way that serves whatever TCP client and can be taken on this machine, an unproxied
-    /// connection first. Of one that cannot be taken, the tests of `relay.rs` say why.
-    pub fn for_any_client() -> Result<Vec<Self>> {
-        let direct = Self::Direct.obstacle(Family::Tcp)?.is_none().then_some(Self::Direct);
-        Ok([Self::Unproxied, Self::Copy, Self::Splice].into_iter().chain(direct).collect())
+    /// Every way that TCP can take on this machine, an unproxied connection first. Of one that cannot be
+    /// taken, the tests of `relay.rs` say why.
+    pub fn all() -> Result<Vec<Self>> {
+        let mut ways = vec![Self::Unproxied, Self::Copy, Self::Splice];
+        for way in [Self::Sockmap, Self::Direct] {
+            if way.obstacle(Family::Tcp)?.is_none() {
+                ways.push(way);
+            }
+        }
+        Ok(ways)
     }
 
     /// Why it cannot be taken by sockets of this family on this machine; `None` when it can.
@@ -125,6 +140,40 @@ impl Road {
         let launch = launch.route(format!("road:{address}={server}"));
         let ambassador = launch.start()?;
         Ok(Self { address, ambassador: Some(ambassador), way, _directory: directory })
+    }
+
+    /// Expects of its ambassador, if there is one, to say that it has carried just these connections, by
+    /// the tier that the way is, that all ended in order, and that nothing is left open.
+    pub fn has_carried(&self, connections: u64, bytes: Option<Bytes>) -> Result<()> {
+        let Some(ambassador) = &self.ambassador else { return Ok(()) };
+        let tier = self.way.to_string();
+        let count = |name: &str, labels: &[(&str, &str)]| -> Result<u64> {
+            Ok(ambassador.metrics()?.sum(name, labels).unwrap_or(0.0) as u64)
+        };
+        let ended = || count("ambassador_connections_total", &[]);
+        until_true("the end of every connection", || Ok(ended()? >= connections))
+            .with_context(|| format!("{:?} of {connections} connections ended", ended()))?;
+        until_true("the last connection to be forgotten", || {
+            let open = ambassador.command(&["connections", "--json"])?.success()?;
+            Ok(open.is_empty() && count("ambassador_connections_active", &[])? == 0)
+        })?;
+
+        let in_order = [("tier", tier.as_str()), ("outcome", "ok")];
+        let (all, in_order) = (ended()?, count("ambassador_connections_total", &in_order)?);
+        ensure!(
+            all == connections && in_order == connections,
+            "{all} connections where {connections} should be, {in_order} of them by {tier} and in \
+             order: {:?}",
+            ambassador.access_records("target", "access")
+        );
+        let moved = |direction| {
+            let labels = [("tier", tier.as_str()), ("direction", direction)];
+            count("ambassador_bytes_total", &labels)
+        };
+        let carried = Bytes { up: moved("up")?, down: moved("down")? };
+        let expected = bytes.unwrap_or(carried);
+        ensure!(carried == expected, "{carried:?} by {tier} where {expected:?} should be");
+        Ok(())
     }
 
     /// A client, of the kind that the way is for: on sockmap a non-blocking one. What sockmap is for

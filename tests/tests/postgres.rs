@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn queries_are_answered() -> Result<()> {
     let pod = pod!("initdb", "postgres", "pg_isready", "psql");
     let postgres = Postgres::start(&pod.upstream)?;
-    for way in Way::for_any_client()? {
+    for way in Way::all()? {
         let road = Road::to(&postgres.address.into(), way, &pod.inside, Family::Tcp)?;
         let (host, port) = (road.address.host()?, road.address.port()?);
         query(pod.inside.command("psql"), &host, port).with_context(|| format!("by {way}"))?;
@@ -53,7 +53,7 @@ fn pgbench_runs() -> Result<()> {
     let pod = pod!("initdb", "postgres", "pg_isready", "pgbench");
     let postgres = Postgres::start(&pod.upstream)?;
     let pgbench = find("pgbench").context("find pgbench")?;
-    for way in Way::for_any_client()? {
+    for way in Way::all()? {
         let road = Road::to(&postgres.address.into(), way, &pod.inside, Family::Tcp)?;
         let (host, port) = (road.address.host()?, road.address.port()?.to_string());
         let bench = |load: &[&str]| {

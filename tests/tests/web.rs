@@ -45,7 +45,7 @@ fn large_files_go_both_ways_intact() -> Result<()> {
     fs::write(&original, Noise::new(1).bytes(LARGE)).context("write a large file")?;
     let expected = digest(&original)?;
 
-    for way in Way::for_any_client()? {
+    for way in Way::all()? {
         let road = Road::to(&address.into(), way, &pod.inside, Family::Tcp)?;
         let url = format!("http://{}/{way}", road.address);
         let curl = |arguments: &[&Path]| {
@@ -78,7 +78,7 @@ fn websockets_stay_open_and_talk_both_ways() -> Result<()> {
         Ok(pod.inside.enter(|| address.connect()).ok())
     })?;
 
-    for way in Way::for_any_client()? {
+    for way in Way::all()? {
         let road = Road::to(&address.into(), way, &pod.inside, Family::Tcp)?;
         let client = pod.inside.enter(|| road.address.connect())?;
         upgrade(&client)?;
