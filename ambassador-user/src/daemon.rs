@@ -22,11 +22,12 @@ use crate::privileges;
 use crate::process;
 use crate::proxy::connection::Connections;
 use crate::proxy::listener::{self, Bound};
+use crate::proxy::shortcut::Shortcuts;
 use crate::proxy::{self, Shared};
 use crate::route::Route;
 use crate::service::{Order, Service};
 use crate::telemetry::{LogLevel, Telemetry};
-use crate::tier::{Ladder, REQUIRED_TIER_MISSING};
+use crate::tier::{Ladder, REQUIRED_TIER_MISSING, SOCKMAP_IS_NOTICED};
 use crate::upstream::Upstream;
 use crate::upstream::dns::Names;
 
@@ -44,12 +45,9 @@ struct Bindings {
 
 /// Runs until told to end. An error is one of the start; afterwards there is only the exit code.
 pub fn run(config: &Config, telemetry: &Telemetry) -> Result<ExitCode> {
-    let (kernel, no_direct) = match open_kernel(config) {
-        Ok(kernel) => (Some(kernel), None),
-        Err(why_not) => (None, Some(why_not)),
-    };
-    let no_sockmap = Some("not in this version".to_owned());
-    let ladder = Ladder::probe(no_direct, no_sockmap);
+    let kernel = open_kernel(config);
+    let ladder = Ladder::probe(kernel_tiers(&kernel));
+    let kernel = kernel.ok();
     if let Err(shortfall) = ladder.satisfies(config) {
         error!("{shortfall:#}");
         return Ok(ExitCode::from(REQUIRED_TIER_MISSING));
@@ -74,14 +72,28 @@ pub fn run(config: &Config, telemetry: &Telemetry) -> Result<ExitCode> {
 
 /// The kernel half, if a route can use it; or why not.
 fn open_kernel(config: &Config) -> Result<Kernel, String> {
-    let kernel_tiers = Ladder::default();
-    let wanted =
-        config.routes.iter().any(|it| kernel_tiers.choose(it, it.tier).tier == Tier::Direct);
-    if !wanted {
+    let all_work = Ladder::default();
+    if !config.routes.iter().any(|it| all_work.choose(it, it.tier).tier >= Tier::Sockmap) {
         return Err("no route can use it".to_owned());
     }
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
     Kernel::open(&config.acceleration, routes).map_err(|obstacle| obstacle.to_string())
+}
+
+/// What of the kernel tiers works with that.
+fn kernel_tiers(kernel: &Result<Kernel, String>) -> Ladder {
+    match kernel {
+        Ok(kernel) => Ladder {
+            no_sockmap: kernel.sockmap.as_ref().err().cloned(),
+            no_sockmap_unasked: kernel.sockmap_is_noticed.then(|| SOCKMAP_IS_NOTICED.to_owned()),
+            ..Ladder::default()
+        },
+        Err(why) => Ladder {
+            no_direct: Some(why.clone()),
+            no_sockmap: Some(why.clone()),
+            ..Ladder::default()
+        },
+    }
 }
 
 impl Bindings {
@@ -134,27 +146,30 @@ async fn serve(
     });
     let routes = routes.collect::<Vec<_>>();
     let changes = names.watch();
-    let (direct, mut hold) = match kernel {
-        None => (None, None),
-        Some(Kernel { tables, ends, messages, hold }) => {
+    let (direct, sockmap, mut hold) = match kernel {
+        None => (None, None, None),
+        Some(Kernel { tables, ends, sockmap, messages, hold, .. }) => {
             messages.map(|messages| tokio::spawn(messages.pass_on()));
             let stale_after = config.acceleration.stale_after;
             let direct = Direct::start(tables, ends, &routes, changes, stale_after)
                 .context("write the kernel's tables")?;
-            (Some(direct), Some(hold))
+            (Some(direct), sockmap.ok().map(Arc::new), Some(hold))
         }
     };
-    let shared = Shared::default();
+    let shortcuts = sockmap.clone().map(|sockmap| sockmap as Arc<dyn Shortcuts>);
+    let shared = Shared { shortcuts, ..Shared::default() };
     let service = Arc::new(Service {
         routes,
         ladder,
         direct,
+        sockmap,
         connections: Arc::clone(&shared.connections),
         metrics,
         drain: drain.clone(),
         started: Instant::now(),
     });
 
+    service.enrol().context("have clients enrolled")?;
     let mut accepting = JoinSet::new();
     for (route, bound) in service.routes.iter().zip(bindings.routes) {
         for bound in bound {

@@ -1,6 +1,6 @@
 //! The `direct` tier in service: keeps the kernel's tables true, and tells what the kernel did with them.
 
-mod plan;
+pub(crate) mod plan;
 
 use std::collections::HashMap;
 use std::io;

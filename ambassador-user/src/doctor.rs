@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::config::{Cgroup, Tier};
+use crate::datapath;
+use crate::datapath::kernel::{self, Examined};
 use crate::datapath::selftest::{self, Check};
-use crate::datapath::{self, kernel};
 use crate::privileges;
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING, TIERS};
 
@@ -56,20 +57,35 @@ impl Report {
     /// Looks, by moving real bytes and loading the real programs; leaves nothing behind.
     pub fn make(cgroup: &Cgroup) -> Self {
         let object = datapath::object();
-        let (checks, obstacle) = match kernel::examine(cgroup) {
-            Ok(checks) => (checks, None),
-            Err(obstacle) => (Vec::new(), Some(obstacle.to_string())),
+        let (direct, sockmap, obstacle) = match kernel::examine(cgroup) {
+            Ok(Examined { direct, sockmap }) => (direct, Some(sockmap), None),
+            Err(obstacle) => (Vec::new(), None, Some(obstacle.to_string())),
         };
-        let no_direct = obstacle.clone().or_else(|| {
-            selftest::verdict(&checks).err().map(|why| format!("the self-test failed: {why:#}"))
+        let failed = |why| format!("the self-test failed: {why:#}");
+        let no_direct = selftest::verdict(&direct).err().map(failed);
+        let (sockmap, no_sockmap) = match sockmap {
+            Some(Ok(found)) => {
+                let why_not = selftest::verdict(&found.checks).err().map(failed);
+                (found.checks, why_not)
+            }
+            Some(Err(why)) => (Vec::new(), Some(failed(why))),
+            None => (Vec::new(), None),
+        };
+        let ladder = Ladder::probe(Ladder {
+            no_direct: obstacle.clone().or(no_direct),
+            no_sockmap: obstacle.clone().or(no_sockmap),
+            ..Ladder::default()
         });
-        let ladder = Ladder::probe(no_direct, Some("not in this version".to_owned()));
-        let checks = checks.into_iter().map(|Check { name, failure }| Tried {
-            tier: Tier::Direct.to_string(),
-            check: name,
-            passed: failure.is_none(),
-            detail: failure,
-        });
+        let of = |tier: Tier| {
+            move |Check { name, failure }| Tried {
+                tier: tier.to_string(),
+                check: name,
+                passed: failure.is_none(),
+                detail: failure,
+            }
+        };
+        let direct = direct.into_iter().map(of(Tier::Direct));
+        let checks = direct.chain(sockmap.into_iter().map(of(Tier::Sockmap)));
         Self {
             version: env!("CARGO_PKG_VERSION"),
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")

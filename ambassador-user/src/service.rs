@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::config::TierLimit;
+use crate::config::{Tier, TierLimit};
+use crate::datapath::sockmap::{Enrol, Sockmap};
 use crate::direct::Direct;
+use crate::direct::plan::loopback;
 use crate::drain::{Drain, Phase};
 use crate::metrics::Metrics;
 use crate::proxy::connection::Connections;
 use crate::route::Route;
-use crate::tier::Ladder;
+use crate::tier::{Ladder, asks_for_sockmap};
 
 /// What is in service.
 pub struct Service {
@@ -19,6 +21,8 @@ pub struct Service {
     pub ladder: Ladder,
     /// The tables of the routes that are carried by `direct`, if any can be.
     pub direct: Option<Arc<Direct>>,
+    /// The way past us for routes that are relayed by `sockmap`, if there is one.
+    pub sockmap: Option<Arc<Sockmap>>,
     pub connections: Arc<Connections>,
     pub metrics: Metrics,
     pub drain: Drain,
@@ -33,7 +37,8 @@ pub enum Order {
 }
 
 impl Service {
-    /// Keeps new connections of a route, or of `all`, to a tier; connections that are open stay.
+    /// Keeps new connections of a route, or of `all`, to a tier. Connections that are open stay, but
+    /// shortcuts that the tier does not allow close.
     pub fn limit(&self, name: &str, limit: TierLimit) -> Result<()> {
         let meant = |route: &&Arc<Route>| name == "all" || *route.name == *name;
         let mut routes = self.routes.iter().filter(meant).peekable();
@@ -45,6 +50,24 @@ impl Service {
         routes.for_each(|route| route.limit(limit, &self.ladder));
         if let Some(direct) = &self.direct {
             direct.update();
+        }
+        self.enrol()?;
+        self.connections.close_shortcuts(|route| route.choice().relay != Tier::Sockmap);
+        Ok(())
+    }
+
+    /// Has clients enrolled for the routes that are relayed by `sockmap`, and for no others.
+    pub fn enrol(&self) -> Result<()> {
+        let Some(sockmap) = &self.sockmap else { return Ok(()) };
+        for route in &self.routes {
+            let whom = match route.choice().relay {
+                Tier::Sockmap if asks_for_sockmap(route.meant()) => Enrol::Anybody,
+                Tier::Sockmap => Enrol::Unnoticed,
+                _ => Enrol::Nobody,
+            };
+            for address in route.meant().listen.iter().flat_map(loopback) {
+                sockmap.enrol(address, whom).with_context(|| format!("route {}", route.name))?;
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Config, Listen, Target, Tier, TierLimit};
+use crate::config::{self, Clients, Config, Listen, Target, Tier, TierLimit};
 use crate::proxy::splice;
 
 /// The exit code that says so (EX_NOPERM of sysexits.h).
@@ -13,11 +13,17 @@ pub const REQUIRED_TIER_MISSING: u8 = 77;
 /// Every tier, from the highest to the lowest.
 pub const TIERS: [Tier; 4] = [Tier::Direct, Tier::Sockmap, Tier::Splice, Tier::Copy];
 
+/// Why `auto` keeps from `sockmap` where clients may notice it.
+pub const SOCKMAP_IS_NOTICED: &str = "on this kernel non-blocking clients may notice it too, because \
+    FIONREAD does not count what waits for them; ask for it with `tier: sockmap` or `clients: nonblocking`";
+
 /// What of each tier works on this machine: why it cannot be used, `None` when it can.
 #[derive(Debug, Default)]
 pub struct Ladder {
     pub no_direct: Option<String>,
     pub no_sockmap: Option<String>,
+    /// Why `sockmap` is not taken for routes that do not ask for it.
+    pub no_sockmap_unasked: Option<String>,
     pub no_splice: Option<String>,
 }
 
@@ -41,9 +47,9 @@ pub struct WhyNot {
 impl Ladder {
     /// What works in user space, found out by moving real bytes in less than a millisecond; the kernel
     /// tiers are as they are said to be.
-    pub fn probe(no_direct: Option<String>, no_sockmap: Option<String>) -> Self {
+    pub fn probe(kernel_tiers: Self) -> Self {
         let no_splice = splice::probe().err().map(|error| format!("{error:#}"));
-        Self { no_direct, no_sockmap, no_splice }
+        Self { no_splice, ..kernel_tiers }
     }
 
     /// Why a tier cannot be used here; `None` when it can.
@@ -75,11 +81,19 @@ impl Ladder {
 
     /// The highest tier that is allowed, works, and does what the route needs.
     pub fn choose(&self, route: &config::Route, limit: TierLimit) -> Choice {
+        let asked = asks_for_sockmap(route) || limit == TierLimit::AtMost(Tier::Sockmap);
+        self.highest(route, limit, asked)
+    }
+
+    fn highest(&self, route: &config::Route, limit: TierLimit, asked: bool) -> Choice {
         let mut why_not = Vec::new();
         let mut fits = |tier: Tier| {
             let reason = if limit.allows(tier) {
                 let unfit = unfit(route, tier).map(str::to_owned);
-                unfit.or_else(|| self.obstacle(tier).map(str::to_owned))
+                let unasked = (tier == Tier::Sockmap && !asked)
+                    .then(|| self.no_sockmap_unasked.clone())
+                    .flatten();
+                unfit.or_else(|| self.obstacle(tier).map(str::to_owned)).or(unasked)
             } else {
                 Some(format!("not allowed (tier: {limit})"))
             };
@@ -87,7 +101,9 @@ impl Ladder {
         };
         let tier = TIERS.into_iter().find(|tier| fits(*tier)).unwrap_or(Tier::Copy);
         let relay = match tier {
-            Tier::Direct => self.choose(route, limit.and(TierLimit::AtMost(Tier::Sockmap))).tier,
+            Tier::Direct => {
+                self.highest(route, limit.and(TierLimit::AtMost(Tier::Sockmap)), asked).tier
+            }
             relay => relay,
         };
         Choice { tier, relay, why_not }
@@ -104,6 +120,11 @@ impl Choice {
             .collect();
         reasons.join("; ")
     }
+}
+
+/// Whether a route asks for `sockmap` outright: it takes that its clients may notice.
+pub fn asks_for_sockmap(route: &config::Route) -> bool {
+    route.tier == TierLimit::AtMost(Tier::Sockmap) || route.clients == Clients::NonBlocking
 }
 
 /// What a route needs that a tier does not give.
@@ -144,7 +165,7 @@ mod tests {
         Ladder {
             no_direct: Some("no cgroup".to_owned()),
             no_sockmap: Some("no cgroup".to_owned()),
-            no_splice: None,
+            ..Ladder::default()
         }
     }
 
@@ -161,6 +182,27 @@ mod tests {
         let ladder = Ladder { no_sockmap: Some("old kernel".to_owned()), ..Ladder::default() };
         let choice = ladder.choose(&plain(), TierLimit::Auto);
         assert_eq!((choice.tier, choice.relay), (Tier::Direct, Tier::Splice));
+    }
+
+    #[test]
+    fn sockmap_that_clients_may_notice_is_taken_by_routes_that_ask_for_it() {
+        let noticed = Ladder {
+            no_direct: Some("no cgroup".to_owned()),
+            no_sockmap_unasked: Some("noticed".to_owned()),
+            ..Ladder::default()
+        };
+        let unasked = noticed.choose(&plain(), TierLimit::Auto);
+        assert_eq!(unasked.tier, Tier::Splice);
+        assert_eq!(unasked.reason(), "direct: no cgroup; sockmap: noticed");
+        for policy in [", tier: sockmap", ", clients: nonblocking"] {
+            let route = route("127.0.0.1:1", "10.0.0.1:2", policy);
+            assert_eq!(noticed.choose(&route, route.tier).tier, Tier::Sockmap);
+        }
+        let unnoticed = Ladder { no_sockmap_unasked: None, ..noticed };
+        assert_eq!(unnoticed.choose(&plain(), TierLimit::Auto).tier, Tier::Sockmap);
+        // What misses the hooks of a direct route asks for nothing.
+        let direct = Ladder { no_sockmap_unasked: Some("noticed".to_owned()), ..Ladder::default() };
+        assert_eq!(direct.choose(&plain(), TierLimit::Auto).relay, Tier::Splice);
     }
 
     #[test]
@@ -187,6 +229,6 @@ mod tests {
 
     #[test]
     fn splice_works_where_the_tests_run() {
-        assert_eq!(Ladder::probe(None, None).obstacle(Tier::Splice), None);
+        assert_eq!(Ladder::probe(Ladder::default()).obstacle(Tier::Splice), None);
     }
 }

@@ -26,8 +26,9 @@ impl Readiness {
     pub fn within(&self, time: Duration) -> Result<Option<EventFlags>> {
         let time = Timespec::try_from(time).context("turn a duration into a timespec")?;
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }];
-        let count =
-            epoll::wait(&self.epoll, &mut events, Some(&time)).context("wait for events")?;
+        // Some tests signal each other's threads.
+        let wait = || epoll::wait(&self.epoll, &mut events, Some(&time));
+        let count = rustix::io::retry_on_intr(wait).context("wait for events")?;
         Ok((count > 0).then_some(events[0].flags))
     }
 }

@@ -31,8 +31,20 @@ pub const PROGRESS: &str = "PROGRESS";
 /// The global that holds a [`SocketLayout`].
 pub const SOCKET_LAYOUT: &str = "SOCKET_LAYOUT";
 
+/// All of them.
+pub const MAPS: [&str; 8] = [
+    ENROL_LISTENERS,
+    ENROLLED,
+    CLIENT_SOCKETS,
+    UPLINK_SOCKETS,
+    UPLINK_TAGS,
+    FLOWS,
+    ORDERS,
+    PROGRESS,
+];
+
 /// Flows that can be latched at once.
-pub const MOST_FLOWS: u32 = 16_384;
+pub const MOST_FLOWS: u32 = 8192;
 /// Checkpoints a flow keeps; its limit of messages in flight is so many strides.
 pub const CHECKPOINTS: u64 = 8;
 /// Flag of a listener: blocking clients are enrolled too, because the route asks for it.

@@ -12,10 +12,11 @@ use super::messages::Messages;
 use super::obstacle::{self, Obstacle};
 use super::pins::{Owner, Pins};
 use super::programs::{Links, Programs};
-use super::selftest::Check;
+use super::selftest::{Check, Found};
+use super::sockmap::Sockmap;
 use super::tables::{Ends, Settings, Tables};
 use super::{cgroup, object, selftest};
-use crate::config::{Acceleration, Cgroup, Config};
+use crate::config::{Acceleration, Cgroup, Config, InFlight};
 use crate::privileges;
 
 /// Room for routes that a later configuration may have.
@@ -27,6 +28,10 @@ pub struct Kernel {
     pub ends: Ends,
     /// None of programs that another process loaded.
     pub messages: Option<Messages>,
+    /// Or why there is none.
+    pub sockmap: Result<Sockmap, String>,
+    /// Whether non-blocking clients may notice that tier too, as far as is known.
+    pub sockmap_is_noticed: bool,
     pub hold: Hold,
 }
 
@@ -49,11 +54,19 @@ impl Kernel {
         let may_load = obstacle::to_load();
         if let Some(pins) = found {
             match Self::adopt(&pins, acceleration) {
-                Ok((tables, ends)) => {
+                Ok((tables, ends, sockmap)) => {
                     let kept = tables.settings().kept != 0;
                     info!("taking over the kernel half pinned at {}", pins.directory().display());
                     let hold = Hold::Pins { pins, kept };
-                    return Ok(Self { tables, ends, messages: None, hold });
+                    // Whoever adopts cannot try.
+                    return Ok(Self {
+                        tables,
+                        ends,
+                        sockmap,
+                        sockmap_is_noticed: true,
+                        messages: None,
+                        hold,
+                    });
                 }
                 Err(error) if may_load.is_err() => return Err(Obstacle::NotOurs(error)),
                 Err(error) => {
@@ -79,7 +92,24 @@ impl Kernel {
             .and_then(|checks| selftest::verdict(&checks))
             .map_err(Obstacle::Fails)?;
         let instance = instance(acceleration)?;
-        Self::attach(&cgroup, &instance, routes, owner, kept).map_err(Obstacle::Refused)
+        let tried = selftest::sockmap(&cgroup).and_then(|found| {
+            selftest::verdict(&found.checks)?;
+            Ok(found.counts_waiting_bytes)
+        });
+        let no_sockmap =
+            tried.as_ref().err().map(|error| format!("the self-test failed: {error:#}"));
+        let mut kernel = Self::attach(
+            &cgroup,
+            &instance,
+            routes,
+            owner,
+            kept,
+            no_sockmap,
+            acceleration.inflight,
+        )
+        .map_err(Obstacle::Refused)?;
+        kernel.sockmap_is_noticed = !tried.unwrap_or(false);
+        Ok(kernel)
     }
 
     fn attach(
@@ -88,14 +118,23 @@ impl Kernel {
         routes: u32,
         owner: Owner,
         kept: bool,
+        no_sockmap: Option<String>,
+        inflight: InFlight,
     ) -> Result<Self> {
         let mut programs = Programs::load(routes)?;
+        if let Some(why) = no_sockmap {
+            programs.leave_out_sockmap(why);
+        }
         let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
         let links = programs.attach(&opened)?;
         let mut maps = programs.maps();
         let messages = Some(programs.messages()?);
         let pinned = Pins::make(instance, &maps, links, owner);
         let (mut tables, ends) = Tables::new(&mut maps)?;
+        let sockmap = match programs.no_sockmap() {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(Sockmap::new(&mut maps, inflight)?),
+        };
         tables.found(Settings {
             version: VERSION,
             kept: kept.into(),
@@ -114,12 +153,16 @@ impl Kernel {
             }
         };
         info!(cgroup = %cgroup.display(), "the kernel half is attached");
-        Ok(Self { tables, ends, messages, hold })
+        Ok(Self { tables, ends, sockmap, sockmap_is_noticed: true, messages, hold })
     }
 
     /// Opens what is pinned, if it is what this version would have pinned.
-    fn adopt(pins: &Pins, acceleration: &Acceleration) -> Result<(Tables, Ends)> {
-        let (tables, ends) = Tables::new(&mut pins.maps()?)?;
+    fn adopt(
+        pins: &Pins,
+        acceleration: &Acceleration,
+    ) -> Result<(Tables, Ends, Result<Sockmap, String>)> {
+        let mut maps = pins.maps()?;
+        let (tables, ends) = Tables::new(&mut maps)?;
         let settings = tables.settings();
         ensure!(
             settings.version == VERSION,
@@ -141,7 +184,8 @@ impl Kernel {
         if settings.object != own_hash()? {
             info!("the kernel half was loaded by another build of the same contract");
         }
-        Ok((tables, ends))
+        let sockmap = Sockmap::new(&mut maps, acceleration.inflight);
+        Ok((tables, ends, sockmap.map_err(|error| format!("not among what was pinned: {error:#}"))))
     }
 }
 
@@ -185,11 +229,18 @@ pub fn load_for(config: &Config, owner: Owner) -> Result<(), Obstacle> {
     Ok(())
 }
 
+/// What came out of trying the kernel half.
+pub struct Examined {
+    pub direct: Vec<Check>,
+    pub sockmap: Result<Found>,
+}
+
 /// Tries the kernel half, and leaves nothing behind.
-pub fn examine(choice: &Cgroup) -> Result<Vec<Check>, Obstacle> {
+pub fn examine(choice: &Cgroup) -> Result<Examined, Obstacle> {
     obstacle::to_load()?;
     let cgroup = cgroup::find(choice).map_err(Obstacle::NoCgroup)?;
-    selftest::direct(&cgroup).map_err(Obstacle::Refused)
+    let direct = selftest::direct(&cgroup).map_err(Obstacle::Refused)?;
+    Ok(Examined { direct, sockmap: selftest::sockmap(&cgroup) })
 }
 
 fn instance(acceleration: &Acceleration) -> Result<String, Obstacle> {

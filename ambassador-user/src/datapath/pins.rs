@@ -158,7 +158,9 @@ impl Pins {
             fs::set_permissions(&path, Permissions::from_mode(0o600))
                 .with_context(|| format!("keep others from {}", path.display()))?;
         }
-        for (name, link) in links {
+        // The map that it is attached to is pinned.
+        std::mem::forget(links.to_sockets);
+        for (name, link) in links.to_cgroup {
             let path = of_links.join(name);
             link.pin(&path).with_context(|| format!("pin {}", path.display()))?;
         }

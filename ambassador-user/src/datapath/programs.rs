@@ -6,10 +6,15 @@ use std::os::fd::AsFd;
 use ambassador_ebpf::direct::{
     CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6, IPV6ONLY_BIT, LIFECYCLE, MOST_ROUTES, TABLES,
 };
-use anyhow::{Context, Result};
-use aya::maps::{Map, MapError};
+use ambassador_ebpf::sockmap::{
+    self, CLIENT_SOCKETS, ENROL, SOCKET_LAYOUT, SocketLayout, Tuple, UPLINK,
+};
+use anyhow::{Context, Result, bail};
+use aya::maps::sock::SockMapFd;
+use aya::maps::{Map, MapError, SockHash};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, SockOps};
+use aya::programs::sk_msg::SkMsgLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkMsg, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use super::messages::{self, Messages};
@@ -20,14 +25,25 @@ use super::{object, obstacle};
 const ADDRESS_HOOKS: [&str; 4] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6];
 
 /// The loaded object. It does nothing before it is attached.
-pub struct Programs(Ebpf);
+pub struct Programs {
+    kernel: Ebpf,
+    /// What the uplink is attached to; or why there is no `sockmap` tier, and the others do without.
+    client_sockets: Result<SockMapFd, String>,
+}
 
 /// Maps by their names, of an object that was just loaded or of one that somebody has pinned.
 #[derive(Debug, Default)]
 pub struct Maps(pub HashMap<String, Map>);
 
-/// What keeps a program attached, by the program's name.
-pub type Links = Vec<(&'static str, FdLink)>;
+/// What keeps the programs attached.
+#[derive(Default)]
+pub struct Links {
+    /// To a cgroup, by the program's name.
+    pub to_cgroup: Vec<(&'static str, FdLink)>,
+    /// To the map of client sockets: ends when it is dropped, and cannot be pinned; but forgotten, it
+    /// lasts as long as the map.
+    pub to_sockets: Option<SkMsgLink>,
+}
 
 impl Programs {
     /// Loads all, with room for the tables of as many routes.
@@ -36,30 +52,49 @@ impl Programs {
         // Without it a connection from IPv6 to IPv4 is left to user space, which is no reason to fail.
         let ipv6only_bit =
             if obstacle::may_trace() { layout::ipv6only_bit().unwrap_or(0) } else { 0 };
+        let layout = obstacle::may_trace()
+            .then(layout::of_this_kernel)
+            .unwrap_or_else(|| bail!("not permitted to read sockets; grant CAP_PERFMON"));
+        let known = *layout.as_ref().unwrap_or(&SocketLayout::default());
         let mut kernel = EbpfLoader::new()
             .override_global(IPV6ONLY_BIT, &ipv6only_bit, true)
             .map_max_entries(TABLES, 2 * routes.clamp(1, MOST_ROUTES))
+            .override_global(SOCKET_LAYOUT, &known, true)
             .load(object.bytes)
             .context("load the eBPF object")?;
         for name in ADDRESS_HOOKS {
             address_hook(&mut kernel, name)?.load().with_context(|| format!("load {name}"))?;
         }
-        lifecycle(&mut kernel)?.load().context("load the lifecycle program")?;
-        Ok(Self(kernel))
+        sock_ops(&mut kernel, LIFECYCLE)?.load().context("load the lifecycle program")?;
+        let client_sockets = layout.and_then(|_known| load_sockmap(&mut kernel));
+        let client_sockets = client_sockets.map_err(|error| format!("{error:#}"));
+        Ok(Self { kernel, client_sockets })
     }
 
     /// What they say.
     pub fn messages(&mut self) -> Result<Messages> {
-        Messages::of(&mut self.0)
+        Messages::of(&mut self.kernel)
     }
 
-    /// The maps, which can be taken once.
+    /// Why there is no `sockmap` tier.
+    pub fn no_sockmap(&self) -> Option<&str> {
+        self.client_sockets.as_ref().err().map(String::as_str)
+    }
+
+    /// Does without the `sockmap` tier.
+    pub fn leave_out_sockmap(&mut self, why: String) {
+        self.client_sockets = Err(why);
+    }
+
+    /// The maps of the tiers that there are, which can be taken once.
     pub fn maps(&mut self) -> Maps {
-        let names =
-            self.0.maps().map(|(name, _)| name.to_owned()).filter(|name| name != messages::MAP);
-        let names: Vec<_> = names.collect();
+        let without = self.no_sockmap().is_some();
+        let left_out =
+            |name: &str| name == messages::MAP || without && sockmap::MAPS.contains(&name);
+        let names = self.kernel.maps().map(|(name, _)| name.to_owned());
+        let names: Vec<_> = names.filter(|name| !left_out(name)).collect();
         let maps = names.into_iter().filter_map(|name| {
-            let map = self.0.take_map(&name)?;
+            let map = self.kernel.take_map(&name)?;
             Some((name, map))
         });
         Maps(maps.collect())
@@ -67,25 +102,28 @@ impl Programs {
 
     /// Attaches all to a cgroup, opened as a directory; they see its sockets and those of all below.
     pub fn attach(&mut self, cgroup: impl AsFd) -> Result<Links> {
-        let mut links = Vec::with_capacity(ADDRESS_HOOKS.len() + 1);
+        let mut links = Links::default();
+        if let Ok(sockets) = &self.client_sockets {
+            let uplink = sk_msg(&mut self.kernel)?;
+            let id = uplink.attach(sockets).context("attach the uplink to the client sockets")?;
+            let link = uplink.take_link(id).context("own the uplink's attachment")?;
+            links.to_sockets = Some(link);
+            // Last, because from now on sockets are enrolled.
+            links.to_cgroup.push((ENROL, attach_sock_ops(&mut self.kernel, ENROL, &cgroup)?));
+        }
+        let links_to_cgroup = &mut links.to_cgroup;
         // Before the hooks that redirect, so that no redirected connection goes uncounted.
-        // `Single` is about older kernels; links stand beside the programs of others anyway.
-        let program = lifecycle(&mut self.0)?;
-        let id = program
-            .attach(&cgroup, CgroupAttachMode::Single)
-            .context("attach the lifecycle program to the cgroup")?;
-        let link = program.take_link(id).context("own the lifecycle program's attachment")?;
-        links.push((LIFECYCLE, link.try_into().context("hold the lifecycle program's link")?));
+        links_to_cgroup.push((LIFECYCLE, attach_sock_ops(&mut self.kernel, LIFECYCLE, &cgroup)?));
         // What restores an address first, so that no app sees what has replaced it.
         for name in [GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6] {
-            let program = address_hook(&mut self.0, name)?;
+            let program = address_hook(&mut self.kernel, name)?;
             let id = program
                 .attach(&cgroup, CgroupAttachMode::Single)
                 .with_context(|| format!("attach {name} to the cgroup"))?;
             let link =
                 program.take_link(id).with_context(|| format!("own the attachment of {name}"))?;
             let link = link.try_into().with_context(|| format!("hold the link of {name}"))?;
-            links.push((name, link));
+            links_to_cgroup.push((name, link));
         }
         Ok(links)
     }
@@ -104,7 +142,31 @@ fn address_hook<'k>(kernel: &'k mut Ebpf, name: &str) -> Result<&'k mut CgroupSo
     program.try_into().with_context(|| format!("open {name}"))
 }
 
-fn lifecycle(kernel: &mut Ebpf) -> Result<&mut SockOps> {
-    let program = kernel.program_mut(LIFECYCLE).context("find the lifecycle program")?;
-    program.try_into().context("open the lifecycle program")
+/// Returns the map that the uplink is attached to.
+fn load_sockmap(kernel: &mut Ebpf) -> Result<SockMapFd> {
+    sk_msg(kernel)?.load().context("load the uplink, which takes CAP_PERFMON too")?;
+    sock_ops(kernel, ENROL)?.load().context("load the enrolment")?;
+    let sockets = kernel.map(CLIENT_SOCKETS).context("find the map of client sockets")?;
+    let sockets: SockHash<_, Tuple> = sockets.try_into().context("open the client sockets")?;
+    sockets.fd().try_clone().context("share the map of client sockets")
+}
+
+fn attach_sock_ops(kernel: &mut Ebpf, name: &str, cgroup: impl AsFd) -> Result<FdLink> {
+    let program = sock_ops(kernel, name)?;
+    // `Single` is about older kernels; links stand beside the programs of others anyway.
+    let id = program
+        .attach(cgroup, CgroupAttachMode::Single)
+        .with_context(|| format!("attach {name} to the cgroup"))?;
+    let link = program.take_link(id).with_context(|| format!("own the attachment of {name}"))?;
+    link.try_into().with_context(|| format!("hold the link of {name}"))
+}
+
+fn sock_ops<'k>(kernel: &'k mut Ebpf, name: &str) -> Result<&'k mut SockOps> {
+    let program = kernel.program_mut(name).with_context(|| format!("find {name} in the object"))?;
+    program.try_into().with_context(|| format!("open {name}"))
+}
+
+fn sk_msg(kernel: &mut Ebpf) -> Result<&mut SkMsg> {
+    let program = kernel.program_mut(UPLINK).context("find the uplink in the object")?;
+    program.try_into().context("open the uplink")
 }

@@ -1,5 +1,7 @@
 //! Whether a kernel tier does here what it has to: tried with real sockets, before any app depends on it.
 
+mod sockmap;
+
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -14,6 +16,8 @@ use super::cgroup::{self, Visit};
 use super::kernel;
 use super::programs::Programs;
 use super::tables::{End, Ends, IN_ORDER, Plan, Policy, Settings, Tables, from_kernel, route_id};
+
+pub use sockmap::{Found, sockmap};
 
 /// For any single step; all of it is on loopback.
 const STEP: Duration = Duration::from_millis(300);

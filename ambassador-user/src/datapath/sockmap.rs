@@ -9,128 +9,78 @@ mod flow;
 mod places;
 mod shared;
 
-use std::io;
+use std::fmt;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ambassador_ebpf::sockmap::{
-    ANY_CLIENT, CLIENT_SOCKETS, ENROL, ENROL_LISTENERS, ENROLLED, FLOWS, ListenerKey, MOST_FLOWS,
-    ORDERS, Orders, PROGRESS, Progress, SOCKET_LAYOUT, Tuple, UPLINK, UPLINK_SOCKETS, UPLINK_TAGS,
+    ANY_CLIENT, CLIENT_SOCKETS, ENROL_LISTENERS, ENROLLED, FLOWS, ListenerKey, MOST_FLOWS, ORDERS,
+    Orders, PROGRESS, Progress, Tuple, UPLINK_SOCKETS, UPLINK_TAGS,
 };
-use anyhow::{Context, Result, ensure};
-use aya::maps::{HashMap, Map, MapData, SkStorage, SockHash};
-use aya::programs::sk_msg::SkMsgLink;
-use aya::programs::sock_ops::SockOpsLink;
-use aya::programs::{CgroupAttachMode, SkMsg, SockOps};
-use aya::{Ebpf, EbpfLoader};
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, MapData, SkStorage, SockHash};
 use tracing::debug;
 
-use super::object;
+use super::kernel::netns_cookie;
+use super::programs::Maps;
+use crate::config::InFlight;
 use crate::proxy::shortcut::{Shortcut, Shortcuts};
 use flow::Flow;
 use places::Places;
 use shared::Shared;
 
-/// Bounds of what is in flight on a connection: sent, and not acknowledged by the upstream.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    pub bytes: u64,
-    pub messages: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { bytes: 1024 * 1024, messages: 2048 }
-    }
+/// Which clients of a listener to enrol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enrol {
+    Anybody,
+    /// Those that would hardly notice: that are non-blocking, and want no completions of MSG_ZEROCOPY.
+    Unnoticed,
+    Nobody,
 }
 
 /// The loaded and attached kernel half of the tier, as connections use it.
 #[derive(Debug)]
 pub struct Sockmap(Arc<Kernel>);
 
-/// The programs' attachments, which end when this is dropped.
-#[must_use = "dropping it detaches the programs"]
-pub struct Attached {
-    _uplink: SkMsgLink,
-    _enrol: SockOpsLink,
-}
-
-/// Loads the tier by itself for a cgroup, opened as a directory, and all below it.
-pub fn load(cgroup: impl AsFd, limits: Limits) -> Result<(Sockmap, Attached)> {
-    let object = object().context("this binary was built without the eBPF object")?;
-    let layout = layout::of_this_kernel()?;
-    let mut kernel = EbpfLoader::new()
-        .override_global(SOCKET_LAYOUT, &layout, true)
-        .load(object.bytes)
-        .context("load the eBPF object")?;
-    let attached = attach(&mut kernel, cgroup)?;
-    Ok((Sockmap::new(|name| kernel.take_map(name), limits)?, attached))
-}
-
-/// Loads and attaches the programs. The loader must have set the layout of sockets.
-pub fn attach(kernel: &mut Ebpf, cgroup: impl AsFd) -> Result<Attached> {
-    let sockets = kernel.map(CLIENT_SOCKETS).context("find the map of client sockets")?;
-    let sockets: SockHash<_, Tuple> =
-        sockets.try_into().context("open the map of client sockets")?;
-    let sockets = sockets.fd().try_clone().context("open the map of client sockets once more")?;
-    let uplink: &mut SkMsg = kernel
-        .program_mut(UPLINK)
-        .context("find the uplink in the eBPF object")?
-        .try_into()
-        .context("open the uplink")?;
-    uplink.load().context("load the uplink")?;
-    let link = uplink.attach(&sockets).context("attach the uplink to the client sockets")?;
-    let _uplink = uplink.take_link(link).context("own the uplink's attachment")?;
-    // Last, because from now on sockets are enrolled.
-    let enrol: &mut SockOps = kernel
-        .program_mut(ENROL)
-        .context("find the enrolment in the eBPF object")?
-        .try_into()
-        .context("open the enrolment")?;
-    enrol.load().context("load the enrolment")?;
-    let link = enrol
-        .attach(cgroup, CgroupAttachMode::Single)
-        .context("attach the enrolment to a cgroup")?;
-    let _enrol = enrol.take_link(link).context("own the enrolment's attachment")?;
-    Ok(Attached { _uplink, _enrol })
-}
-
 impl Sockmap {
-    /// On the maps of a loaded object, or of its pins, by their names.
-    pub fn new(mut map: impl FnMut(&str) -> Option<Map>, limits: Limits) -> Result<Self> {
-        let mut map = |name| map(name).with_context(|| format!("find the map {name}"));
-        let orders = Shared::new(&map(ORDERS)?, MOST_FLOWS, size_of::<Orders>())
-            .context("share the map of orders")?;
-        let progress = Shared::new(&map(PROGRESS)?, MOST_FLOWS, size_of::<Progress>())
-            .context("share the map of progress")?;
-        flow::forget_all(&orders);
-        let tables = Tables {
-            listeners: map(ENROL_LISTENERS)?.try_into().context("open the map of listeners")?,
-            enrolled: map(ENROLLED)?.try_into().context("open the map of enrolled clients")?,
-            clients: map(CLIENT_SOCKETS)?.try_into().context("open the map of client sockets")?,
-            upstreams: map(UPLINK_SOCKETS)?.try_into().context("open the map of upstreams")?,
-            tags: map(UPLINK_TAGS)?.try_into().context("open the map of upstreams' flows")?,
-            flows: map(FLOWS)?.try_into().context("open the map of flows")?,
+    /// On the maps of a loaded object, or of its pins. Flows of a process that is no more end.
+    pub fn new(maps: &mut Maps, limits: InFlight) -> Result<Self> {
+        let orders = Shared::new(maps, ORDERS, size_of::<Orders>())?;
+        let progress = Shared::new(maps, PROGRESS, size_of::<Progress>())?;
+        flow::end_all(&orders);
+        let mut tables = Tables {
+            netns: netns_cookie()?,
+            listeners: maps.take(ENROL_LISTENERS)?,
+            enrolled: maps.take(ENROLLED)?,
+            clients: maps.take(CLIENT_SOCKETS)?,
+            upstreams: maps.take(UPLINK_SOCKETS)?,
+            tags: maps.take(UPLINK_TAGS)?,
+            flows: maps.take(FLOWS)?,
             places: Places::new(MOST_FLOWS),
         };
+        let ended: Vec<_> = tables.flows.keys().filter_map(Result::ok).collect();
+        for tuple in ended {
+            let _ = tables.flows.remove(&tuple);
+        }
         Ok(Self(Arc::new(Kernel { orders, progress, limits, tables: Mutex::new(tables) })))
     }
 
-    /// Enrols from now on the clients that connect to a listener: those that are non-blocking, or `any`.
-    pub fn listen(&self, listener: BorrowedFd<'_>, any: bool) -> Result<()> {
-        let address =
-            socket2::SockRef::from(&listener).local_addr().context("ask for its address")?;
-        let address = address.as_socket().context("it is not a TCP socket")?;
-        let key = ListenerKey {
-            netns: netns_cookie(listener).context("ask for its network namespace")?,
-            address: words(address),
-            port: address.port().into(),
-            _zero: 0,
+    /// Enrols from now on clients that connect to an address.
+    pub fn enrol(&self, listener: SocketAddr, whom: Enrol) -> Result<()> {
+        let mut tables = self.0.tables();
+        let key = tables.listener(listener);
+        let flags = match whom {
+            Enrol::Anybody => ANY_CLIENT,
+            Enrol::Unnoticed => 0,
+            Enrol::Nobody => {
+                // It fails if it is not there.
+                let _ = tables.listeners.remove(&key);
+                return Ok(());
+            }
         };
-        let flags = if any { ANY_CLIENT } else { 0 };
-        self.0.tables().listeners.insert(key, flags, 0).context("add it to the map of listeners")
+        tables.listeners.insert(key, flags, 0).context("add to the map of listeners")
     }
 }
 
@@ -163,12 +113,14 @@ impl Shortcuts for Sockmap {
 struct Kernel {
     orders: Shared,
     progress: Shared,
-    limits: Limits,
+    limits: InFlight,
     tables: Mutex<Tables>,
 }
 
 /// What is looked up by key. Held for a few system calls, none of which waits.
 struct Tables {
+    /// The cookie of the network namespace that we listen in.
+    netns: u64,
     listeners: HashMap<MapData, ListenerKey, u64>,
     enrolled: HashMap<MapData, Tuple, u64>,
     clients: SockHash<MapData, Tuple>,
@@ -196,8 +148,19 @@ impl Kernel {
     }
 }
 
-impl std::fmt::Debug for Tables {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Tables {
+    fn listener(&self, address: SocketAddr) -> ListenerKey {
+        ListenerKey {
+            netns: self.netns,
+            address: words(address),
+            port: address.port().into(),
+            _zero: 0,
+        }
+    }
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tables").field("places", &self.places).finish_non_exhaustive()
     }
 }
@@ -227,21 +190,4 @@ fn words(address: SocketAddr) -> [u32; 4] {
         *word = u32::from_ne_bytes(*octets);
     }
     words
-}
-
-fn netns_cookie(socket: BorrowedFd<'_>) -> Result<u64> {
-    let mut cookie = 0_u64;
-    let mut length = size_of_val(&cookie) as libc::socklen_t;
-    // SAFETY: the pointers lead to the value and to its length.
-    let failed = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    ensure!(failed == 0, "SO_NETNS_COOKIE: {}", io::Error::last_os_error());
-    Ok(cookie)
 }

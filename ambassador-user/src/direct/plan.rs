@@ -49,7 +49,7 @@ fn gcd(a: u32, b: u32) -> u32 {
 }
 
 /// The loopback addresses among those that this listens on, at which apps are met in the kernel.
-pub(super) fn loopback(listen: &Listen) -> Vec<SocketAddr> {
+pub(crate) fn loopback(listen: &Listen) -> Vec<SocketAddr> {
     let Listen::Tcp { address, .. } = listen else { return Vec::new() };
     let at = |ip: IpAddr| SocketAddr::new(ip, address.port());
     match address.ip() {

@@ -120,6 +120,14 @@ impl Connections {
         self.live().values().for_each(|(about, _)| about.settle());
     }
 
+    /// Has those of some routes take no shortcut any more.
+    pub fn close_shortcuts(&self, of: impl Fn(&Route) -> bool) {
+        let live = self.live();
+        let concerned = live.values().filter(|(about, _)| of(about.route()));
+        let shortcuts = concerned.filter_map(|(about, _)| about.traffic.shortcut.get());
+        shortcuts.for_each(|shortcut| shortcut.close());
+    }
+
     /// Resolves when none is alive.
     pub async fn ended(&self) {
         loop {

@@ -201,6 +201,10 @@ fn refusal_is_told_at_once(wire: &Wire) -> Result<()> {
         ensure!(is_refused(&outcome), "{outcome:?} where nobody listens");
     } else {
         outcome.context("connect to a relay")?;
+        if wire.road.way == Way::Sockmap {
+            // There, any wake-up ends a blocking read: see `wait.rs`.
+            socket.set_nonblocking(true).context("make a socket non-blocking")?;
+        }
         Peer::of(socket)?.hear_reset()?;
     }
     Ok(())

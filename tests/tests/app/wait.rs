@@ -66,6 +66,13 @@ fn blocking_read_lasts_while_another_thread_writes(wire: &Wire) -> Result<()> {
     server.hear_noise(&mut Noise::new(1), 16 * MIB)?;
     writing.join().expect("the writer does not panic")?;
     server.say(b"answer")?;
+    if wire.road.way == Way::Sockmap {
+        // Acknowledgements wake the reader, and only what took the native way has any.
+        let read = read.join().expect("a reader does not panic");
+        let woken = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
+        ensure!(read.as_ref().map_or_else(woken, |heard| heard == b"answer"), "{read:?}");
+        return Ok(());
+    }
     lasted(wire, read, b"answer")
 }
 

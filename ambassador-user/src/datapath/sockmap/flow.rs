@@ -41,7 +41,7 @@ pub(super) struct Flow {
 }
 
 /// Ends all flows of a process that is no more.
-pub(super) fn forget_all(orders: &Shared) {
+pub(super) fn end_all(orders: &Shared) {
     for place in 0..MOST_FLOWS {
         orders.word(place, offset_of!(Orders, armed)).store(0, Ordering::Relaxed);
     }
@@ -70,10 +70,14 @@ impl Flow {
     }
 
     fn begin(&self, flags: u64, upstream: BorrowedFd<'_>) -> Result<()> {
+        // First, because it tells our sockets to upstreams from others. Until the orders bear this id,
+        // nothing is followed.
+        let marked = self.kernel.tables().tags.insert(&upstream, self.id, EXISTING);
+        marked.context("mark the upstream's socket")?;
         let buffer = widen(upstream).context("widen the upstream's send buffer")?;
         let limits = self.kernel.limits;
-        let bytes = limits.bytes.min(buffer / SHARE_OF_BYTES);
-        let messages = limits.messages.min(buffer / COST_OF_MESSAGE);
+        let bytes = u64::from(limits.bytes.get()).min(buffer / SHARE_OF_BYTES);
+        let messages = u64::from(limits.messages.get()).min(buffer / COST_OF_MESSAGE);
         let base =
             accepted_exactly(upstream).context("ask what the upstream's socket has accepted")?;
 
@@ -94,7 +98,6 @@ impl Flow {
         self.order(offset_of!(Orders, id)).store(self.id, Ordering::Release);
 
         let mut tables = self.kernel.tables();
-        tables.tags.insert(&upstream, self.id, EXISTING).context("mark the upstream's socket")?;
         tables.upstreams.insert(self.id, upstream.as_raw_fd(), NEW).context("add the upstream")?;
         tables.flows.insert(self.tuple, self.id, 0).context("add the flow")?;
         drop(tables);

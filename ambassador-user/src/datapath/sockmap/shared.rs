@@ -10,6 +10,8 @@ use std::sync::atomic::AtomicU64;
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::Map;
 
+use crate::datapath::programs::Maps;
+
 /// The words of an array's elements. Which half writes a word is the contract's business.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -19,9 +21,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Maps the elements of an array, each so many bytes.
-    pub(super) fn new(map: &Map, elements: u32, bytes: usize) -> Result<Self> {
-        let Map::Array(data) = map else { bail!("it is no array") };
+    /// Shares the array of this name, whose elements are so many bytes each.
+    pub(super) fn new(maps: &mut Maps, name: &str, bytes: usize) -> Result<Self> {
+        let Some(Map::Array(data)) = maps.0.remove(name) else { bail!("find the array {name}") };
+        let elements =
+            data.info().with_context(|| format!("ask for the size of {name}"))?.max_entries();
         ensure!(bytes.is_multiple_of(size_of::<AtomicU64>()), "its elements are not made of words");
         let length = elements as usize * bytes;
         // SAFETY: a mapping that the kernel places touches no other memory.

@@ -1,62 +1,66 @@
 //! The `sockmap` tier from inside: which clients are taken, what passes user space by, what is held back,
 //! and how a connection is given back. What it owes a connection is told by `relay.rs`, on every way.
 
+mod tier;
+
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread::scope;
 use std::time::Duration;
 
+use ambassador::config::InFlight;
 use ambassador::datapath::obstacle;
-use ambassador::datapath::sockmap::{Attached, Limits, Sockmap, load};
-use ambassador::proxy::relay::{Broken, Traffic, relay};
-use ambassador::proxy::shortcut::{Shortcut, Shortcuts};
-use ambassador::proxy::socket::{Family, Socket};
-use ambassador_tests::address::Address;
-use ambassador_tests::cgroup;
+use ambassador::datapath::sockmap::Enrol;
+use ambassador_tests::address::Family;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::peer::Peer;
 use ambassador_tests::skip;
 use ambassador_tests::wait::{SOON, until, until_true};
+use ambassador_tests::way::{Way, Wire};
 use anyhow::{Context, Result, ensure};
-use socket2::{Domain, SockAddr, Type};
-use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
+
+use tier::{Blocking, Tier};
 
 const MIB: usize = 1 << 20;
-const LIMITS: Limits = Limits { bytes: MIB as u64, messages: 2048 };
+const BYTES: u32 = 1 << 20;
+const MESSAGES: u32 = 2048;
+
+fn limits(bytes: u32) -> Result<InFlight> {
+    let bytes = bytes.try_into().context("a budget is not 0")?;
+    Ok(InFlight { bytes, messages: MESSAGES.try_into().context("a limit is not 0")? })
+}
 
 /// Ends the calling test where its means are not there.
 macro_rules! tier {
-    ($clients:expr) => {{
+    ($clients:expr) => {
+        tier!($clients, BYTES)
+    };
+    ($clients:expr, $bytes:expr) => {{
         if let Err(obstacle) = obstacle::to_load() {
             skip!("{obstacle}");
         }
-        Tier::new($clients)?
+        Tier::new($clients, limits($bytes)?)?
     }};
 }
 
 #[test]
 fn most_bytes_of_a_latched_client_pass_user_space_by() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     let connection = tier.connect(Blocking::No)?;
     let shortcut = connection.shortcut()?;
-    const LENGTH: usize = 8 * MIB;
-    scope(|scope| {
-        let sending = scope.spawn(|| connection.client.say_noise(&mut Noise::new(1), LENGTH));
-        connection.server.hear_noise(&mut Noise::new(1), LENGTH)?;
-        sending.join().expect("the sender does not panic")
-    })?;
+    const PIECE: usize = 64 << 10;
+    for seed in 0..128 {
+        connection.say_up(&Noise::new(seed).bytes(PIECE))?;
+    }
     let carried = shortcut.carried();
-    ensure!(carried > LENGTH as u64 / 4, "only {carried} of {LENGTH} bytes took the shortcut");
-    connection.ends_well(LENGTH as u64)
+    ensure!(carried >= 100 * PIECE as u64, "only {carried} bytes took the shortcut");
+    connection.ends_well(128 * PIECE as u64)
 }
 
 /// Sizes around every boundary, and sends that are taken in part.
 #[test]
 fn sends_taken_in_part_are_counted_exactly() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     let connection = tier.connect(Blocking::No)?;
     connection.client.socket().set_send_buffer_size(64 << 10).context("set a send buffer")?;
     const LENGTH: usize = 48 * MIB;
@@ -97,9 +101,27 @@ fn sends_taken_in_part_are_counted_exactly() -> Result<()> {
     connection.ends_well(LENGTH as u64)
 }
 
+/// Its order is what a connection is owed first: bytes too many for the budget are with the relay, which
+/// stands still, and those that come after them would fit.
+#[test]
+fn nothing_overtakes_what_the_relay_still_owes() -> Result<()> {
+    let tier = tier!(Enrol::Unnoticed, 4096);
+    let connection = tier.connect(Blocking::No)?;
+    connection.until_latched()?;
+    let carried = connection.shortcut()?.carried();
+    let (first, second) = (Noise::new(7).bytes(8192), b"second".to_vec());
+    let stopped = tier.stop_relays()?;
+    connection.client.say(&first)?;
+    connection.client.say(&second)?;
+    ensure!(connection.shortcut()?.carried() == carried, "later bytes took the shortcut");
+    drop(stopped);
+    ensure!(connection.server.hear(8192 + 6)? == [first, second].concat());
+    connection.until_latched()
+}
+
 #[test]
 fn stalled_upstream_is_sent_no_more_than_the_budget() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     let connection = tier.connect(Blocking::No)?;
     let shortcut = connection.shortcut()?;
     let mut noise = Noise::new(5);
@@ -107,7 +129,10 @@ fn stalled_upstream_is_sent_no_more_than_the_budget() -> Result<()> {
     // What the server's socket has acknowledged without a reader is in flight no more.
     let acknowledged = waiting(&connection.server)?;
     let carried = shortcut.carried();
-    ensure!(carried > 0 && carried <= LIMITS.bytes + acknowledged, "{carried} bytes were carried");
+    ensure!(
+        carried > 0 && carried <= u64::from(BYTES) + acknowledged,
+        "{carried} bytes were carried"
+    );
     ensure!(taken as u64 > carried, "what was held back did not take the native way");
     scope(|scope| {
         let sending = scope.spawn(|| connection.client.say_noise(&mut noise, 4 * MIB));
@@ -115,27 +140,22 @@ fn stalled_upstream_is_sent_no_more_than_the_budget() -> Result<()> {
         sending.join().expect("the sender does not panic")
     })?;
     // Once everything is acknowledged, it latches again.
-    let before = shortcut.carried();
-    until_true("the connection to latch again", || {
-        connection.say_up(b"more?")?;
-        Ok(shortcut.carried() > before)
-    })?;
-    Ok(())
+    connection.until_latched()
 }
 
 #[test]
 fn messages_in_flight_are_bounded_too() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     // With a small window, acknowledgements stop long before the budget of bytes is used up.
     let connection = tier.connect_with(&tier.listener, Blocking::No, Some(1))?;
     let shortcut = connection.shortcut()?;
-    let sent = 8 * LIMITS.messages;
+    let sent = 8 * u64::from(MESSAGES);
     for _ in 0..sent {
         connection.client.say(b".")?;
     }
     let (acknowledged, carried) = (waiting(&connection.server)?, shortcut.carried());
     ensure!(
-        carried > 0 && carried <= acknowledged + LIMITS.messages * 9 / 8,
+        carried > 0 && carried <= acknowledged + u64::from(MESSAGES) * 9 / 8,
         "{carried} messages were carried, {acknowledged} of them acknowledged"
     );
     ensure!(connection.server.hear(sent as usize)?.iter().all(|byte| *byte == b'.'));
@@ -144,7 +164,7 @@ fn messages_in_flight_are_bounded_too() -> Result<()> {
 
 #[test]
 fn blocking_client_is_left_alone() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     let connection = tier.connect(Blocking::Yes)?;
     ensure!(connection.traffic.shortcut.get().is_none(), "a blocking client was enrolled");
     connection.say_up(b"hello")?;
@@ -153,14 +173,14 @@ fn blocking_client_is_left_alone() -> Result<()> {
 
 #[test]
 fn blocking_client_is_taken_where_the_route_asks_for_it() -> Result<()> {
-    let tier = tier!(Clients::Any);
+    let tier = tier!(Enrol::Anybody);
     let connection = tier.connect(Blocking::Yes)?;
     connection.until_latched()
 }
 
 #[test]
 fn client_of_another_listener_is_left_alone() -> Result<()> {
-    let tier = tier!(Clients::Any);
+    let tier = tier!(Enrol::Anybody);
     let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("bind a listener")?;
     let connection = tier.connect_to(&other, Blocking::No)?;
     ensure!(connection.traffic.shortcut.get().is_none(), "a stranger's client was enrolled");
@@ -169,7 +189,7 @@ fn client_of_another_listener_is_left_alone() -> Result<()> {
 
 #[test]
 fn client_that_turns_blocking_gets_an_ordinary_socket_back() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     let connection = tier.connect(Blocking::No)?;
     connection.until_latched()?;
     let shortcut = connection.shortcut()?;
@@ -186,7 +206,7 @@ fn client_that_turns_blocking_gets_an_ordinary_socket_back() -> Result<()> {
 
 #[test]
 fn shortcut_may_be_closed_in_mid_stream() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     let connection = tier.connect(Blocking::No)?;
     let shortcut = connection.shortcut()?;
     const LENGTH: usize = 32 * MIB;
@@ -208,8 +228,21 @@ fn shortcut_may_be_closed_in_mid_stream() -> Result<()> {
 }
 
 #[test]
+fn closed_shortcut_takes_no_further_byte() -> Result<()> {
+    let tier = tier!(Enrol::Unnoticed);
+    let connection = tier.connect(Blocking::No)?;
+    connection.until_latched()?;
+    let shortcut = connection.shortcut()?;
+    let carried = shortcut.carried();
+    shortcut.close();
+    connection.say_up(b"the long way")?;
+    ensure!(shortcut.carried() == carried, "bytes took a shortcut that is closed");
+    Ok(())
+}
+
+#[test]
 fn latched_traffic_does_not_wake_the_relay() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     let connection = tier.connect(Blocking::No)?;
     connection.until_latched()?;
     const MESSAGES: u64 = 2000;
@@ -224,7 +257,7 @@ fn latched_traffic_does_not_wake_the_relay() -> Result<()> {
 
 #[test]
 fn two_hundred_connections_at_once() -> Result<()> {
-    let tier = tier!(Clients::Fit);
+    let tier = tier!(Enrol::Unnoticed);
     let connections = (0..200).map(|_| tier.connect(Blocking::No)).collect::<Result<Vec<_>>>()?;
     const LENGTH: usize = 200_000;
     // Every client has sent before any server reads, so that all flows are under way together.
@@ -241,158 +274,36 @@ fn two_hundred_connections_at_once() -> Result<()> {
     connections.into_iter().try_for_each(|it| it.ends_well(LENGTH as u64))
 }
 
-/// Which clients a listener takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Clients {
-    /// Those that would not notice.
-    Fit,
-    Any,
-}
-
-/// What a client's socket is like when it connects.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Blocking {
-    Yes,
-    No,
-}
-
-/// The tier, attached to the cgroup of this process, with one listener and one thread of relays.
-struct Tier {
-    runtime: Runtime,
-    thread: i32,
-    sockmap: Sockmap,
-    listener: TcpListener,
-    _attached: Attached,
-}
-
-/// One connection through a relay.
-struct Connection<'a> {
-    client: Peer,
-    server: Peer,
-    traffic: Arc<Traffic>,
-    relay: Mutex<Option<JoinHandle<Result<(), Broken>>>>,
-    tier: &'a Tier,
-}
-
-impl Tier {
-    fn new(clients: Clients) -> Result<Self> {
-        let cgroup = std::fs::File::open(cgroup::of_this_process()?).context("open the cgroup")?;
-        let (sockmap, _attached) = load(cgroup, LIMITS)?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("bind a listener")?;
-        sockmap.listen(listener.as_fd(), clients == Clients::Any)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .context("start a runtime")?;
-        let of_relays = runtime.spawn(async { thread_id() });
-        let thread = runtime.block_on(of_relays).context("ask for the relays' thread")?;
-        Ok(Self { runtime, thread, sockmap, listener, _attached })
+#[test]
+fn route_may_be_limited_to_another_tier_in_mid_stream() -> Result<()> {
+    if let Some(obstacle) = Way::Sockmap.obstacle(Family::Tcp)? {
+        skip!("{obstacle}");
     }
-
-    fn connect(&self, blocking: Blocking) -> Result<Connection<'_>> {
-        self.connect_to(&self.listener, blocking)
-    }
-
-    fn connect_to(&self, listener: &TcpListener, blocking: Blocking) -> Result<Connection<'_>> {
-        self.connect_with(listener, blocking, None)
-    }
-
-    /// To a server whose receive buffer has this size.
-    fn connect_with(
-        &self,
-        listener: &TcpListener,
-        blocking: Blocking,
-        receive_buffer: Option<usize>,
-    ) -> Result<Connection<'_>> {
-        let client = socket2::Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        client.set_nonblocking(blocking == Blocking::No)?;
-        match client.connect(&SockAddr::from(listener.local_addr()?)) {
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            other => other.context("connect a client")?,
-        }
-        let (accepted, _) = listener.accept().context("accept a client")?;
-        accepted.set_nonblocking(true)?;
-
-        let upstream = Address::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).listen()?;
-        if let Some(size) = receive_buffer {
-            upstream.socket().set_recv_buffer_size(size).context("set a receive buffer")?;
-        }
-        let ours = socket2::Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        self.sockmap.prepare(ours.as_fd());
-        ours.connect(&SockAddr::from(upstream.address().tcp()?)).context("connect upstream")?;
-        let server = upstream.accept()?;
-        ours.set_nonblocking(true)?;
-        ours.set_tcp_nodelay(true)?;
-
-        let traffic = Arc::new(Traffic::default());
-        if let Some(shortcut) = self.sockmap.open(accepted.as_fd(), ours.as_fd()) {
-            traffic.shortcut.set(shortcut).expect("the shortcut is set once");
-        }
-        let (entered, relayed) = (self.runtime.enter(), Arc::clone(&traffic));
-        let client_side = Socket::new(accepted.into(), Family::Tcp)?;
-        let upstream_side = Socket::new(ours, Family::Tcp)?;
-        drop(entered);
-        let relay = self
-            .runtime
-            .spawn(async move { relay(&client_side, &upstream_side, None, &relayed, None).await });
-        let (client, relay) = (Peer::of(client)?, Mutex::new(Some(relay)));
-        Ok(Connection { client, server, traffic, relay, tier: self })
-    }
-
-    /// How often the relays' thread has gone to sleep, and so been woken.
-    fn wake_ups(&self) -> Result<u64> {
-        let path = format!("/proc/self/task/{}/status", self.thread);
-        let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        line.context("find the voluntary switches of a thread")?
-            .trim()
-            .parse()
-            .context("parse them")
-    }
-}
-
-impl Connection<'_> {
-    fn shortcut(&self) -> Result<&Arc<dyn Shortcut>> {
-        self.traffic.shortcut.get().context("the client was not enrolled")
-    }
-
-    /// The client says something, and the server hears it.
-    fn say_up(&self, bytes: &[u8]) -> Result<()> {
-        self.client.say(bytes)?;
-        let heard = self.server.hear(bytes.len())?;
-        ensure!(heard == bytes, "said {bytes:?}, heard {heard:?}");
-        Ok(())
-    }
-
-    fn until_latched(&self) -> Result<()> {
-        let shortcut = self.shortcut()?;
-        until_true("the connection to latch", || {
-            self.say_up(b"latched?")?;
-            Ok(shortcut.carried() > 0)
-        })
-    }
-
-    /// Both ends finish, the relay is content, and all that the client sent is counted.
-    fn ends_well(self, sent: u64) -> Result<()> {
-        self.client.finish()?;
-        self.server.hear_end()?;
-        self.server.finish()?;
-        self.client.hear_end()?;
-        let relay = self.relay.lock().expect("nobody panics").take().context("end twice")?;
-        let ended = self.tier.runtime.block_on(relay).context("join the relay")?;
-        ensure!(ended.is_ok(), "the relay ended with {ended:?}");
-        ensure!(self.traffic.up() == sent, "{} of {sent} bytes counted", self.traffic.up());
-        Ok(())
-    }
+    let wire = Wire::new(Way::Sockmap, Family::Tcp)?;
+    let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
+    let (client, server) = wire.pair()?;
+    const LENGTH: usize = 32 * MIB;
+    scope(|scope| {
+        let sending = scope.spawn(|| client.say_noise(&mut Noise::new(9), LENGTH));
+        let mut noise = Noise::new(9);
+        server.hear_noise(&mut noise, LENGTH / 2)?;
+        ambassador.command(&["tier", "road", "splice"])?;
+        server.hear_noise(&mut noise, LENGTH / 2)?;
+        sending.join().expect("the sender does not panic")
+    })?;
+    let (next, its_server) = wire.pair()?;
+    drop((next, its_server));
+    until_true("the record of a connection that was not enrolled", || {
+        Ok(!ambassador.access_records("tier", "splice")?.is_empty())
+    })?;
+    drop((client, server));
+    until_true("the record of the first connection", || {
+        let records = ambassador.access_records("tier", "sockmap")?;
+        Ok(records.iter().any(|record| record["bytes_up"] == LENGTH))
+    })
 }
 
 /// Bytes that wait to be read.
 fn waiting(peer: &Peer) -> Result<u64> {
     rustix::io::ioctl_fionread(peer.socket()).context("count waiting bytes")
-}
-
-fn thread_id() -> i32 {
-    // SAFETY: gettid takes nothing and cannot fail.
-    unsafe { libc::gettid() }
 }
