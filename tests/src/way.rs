@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::ops::AddAssign;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -112,6 +113,12 @@ impl fmt::Display for Way {
             Self::Sockmap => "sockmap",
             Self::Direct => "direct",
         })
+    }
+}
+
+impl AddAssign for Bytes {
+    fn add_assign(&mut self, more: Self) {
+        *self = Self { up: self.up + more.up, down: self.down + more.down };
     }
 }
 

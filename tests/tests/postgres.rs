@@ -23,6 +23,7 @@ fn queries_are_answered() -> Result<()> {
         let road = Road::to(&postgres.address.into(), way, &pod.inside, Family::Tcp)?;
         let (host, port) = (road.address.host()?, road.address.port()?);
         query(pod.inside.command("psql"), &host, port).with_context(|| format!("by {way}"))?;
+        road.has_carried(1, None)?;
     }
     Ok(())
 }
@@ -48,9 +49,10 @@ fn unix_sockets_lead_to_unix_sockets() -> Result<()> {
     Ok(())
 }
 
+/// Simple and prepared statements, transactions that wait for each other, a connection each.
 #[test]
 fn pgbench_runs() -> Result<()> {
-    let pod = pod!("initdb", "postgres", "pg_isready", "pgbench");
+    let pod = pod!("initdb", "postgres", "pg_isready", "psql", "pgbench");
     let postgres = Postgres::start(&pod.upstream)?;
     let pgbench = find("pgbench").context("find pgbench")?;
     for way in Way::all()? {
@@ -62,31 +64,38 @@ fn pgbench_runs() -> Result<()> {
             run(&mut command, PATIENCE).with_context(|| format!("pgbench {load:?} by {way}"))
         };
         bench(&["--initialize", "--quiet", "--scale=1"])?;
-        let loads: [&[&str]; 3] = [
-            &["--select-only", "-c8", "-t200"],
-            &["--builtin=tpcb-like", "-c8", "-t50"],
-            &["--select-only", "--connect", "-c4", "-t25"],
-        ];
-        for load in loads {
+        let mut connections = 1;
+        // Before its clients, it connects to ask for the scale.
+        for (load, clients, transactions) in [
+            (&["--select-only", "-c8", "-t200"][..], 1 + 8, 8 * 200),
+            (&["--select-only", "--protocol=prepared", "-c16", "-j2", "-t200"], 1 + 16, 16 * 200),
+            (&["--select-only", "--connect", "-c4", "-t25"], 1 + 4 * 25, 4 * 25),
+            (&["--builtin=tpcb-like", "--protocol=prepared", "-c16", "-t25"], 1 + 16, 16 * 25),
+        ] {
             let report = bench(load)?;
+            let processed = format!("actually processed: {transactions}/{transactions}\n");
             ensure!(
-                report.contains("number of failed transactions: 0 "),
+                report.contains(&processed) && report.contains("number of failed transactions: 0 "),
                 "pgbench {load:?} by {way}: {report}"
             );
+            connections += clients;
         }
+        // Each of the last transactions moved an amount, and wrote it down.
+        let books = "select count(*), sum(delta) = (select sum(abalance) from pgbench_accounts), \
+                     sum(delta) = (select sum(bbalance) from pgbench_branches), \
+                     sum(delta) = (select sum(tbalance) from pgbench_tellers) from pgbench_history";
+        let balance = psql(pod.inside.command("psql"), &host, road.address.port()?, books)?;
+        ensure!(balance == "400|t|t|t\n", "by {way}: the books say {balance}");
+        road.has_carried(connections + 1, None)?;
     }
     Ok(())
 }
 
-fn query(mut psql: Command, host: &str, port: u16) -> Result<()> {
+fn query(command: Command, host: &str, port: u16) -> Result<()> {
     // A short answer, and one of several megabytes.
     let query = "select count(*) from generate_series(1, 1000); \
                  select repeat(n::text, 1000) from generate_series(1, 1000) as n";
-    let answer = run(
-        psql.args(["--no-psqlrc", "--tuples-only", "--no-align", "-U", "postgres", "-h", host])
-            .args(["-p", &port.to_string(), "-d", "postgres", "-c", query]),
-        PATIENCE,
-    )?;
+    let answer = psql(command, host, port, query)?;
     let mut lines = answer.lines();
     ensure!(lines.next() == Some("1000"), "the short answer is wrong: {answer:.100}");
     for n in 1..=1000 {
@@ -94,4 +103,13 @@ fn query(mut psql: Command, host: &str, port: u16) -> Result<()> {
     }
     ensure!(lines.next().is_none(), "there are too many rows");
     Ok(())
+}
+
+fn psql(mut command: Command, host: &str, port: u16, query: &str) -> Result<String> {
+    run(
+        command
+            .args(["--no-psqlrc", "--tuples-only", "--no-align", "-U", "postgres", "-h", host])
+            .args(["-p", &port.to_string(), "-d", "postgres", "-c", query]),
+        PATIENCE,
+    )
 }
