@@ -1,6 +1,8 @@
 //! Which of a route's addresses a connection gets, decided in the connect hook from its table.
 
-use ambassador_ebpf::direct::{FAILOVER, LEAST_CONNECTIONS, SLOTS, Slot, Table, Target};
+use ambassador_ebpf::direct::{
+    FAILOVER, LEAST_CONNECTIONS, ROUND_ROBIN, SLOTS, Slot, Table, Target,
+};
 
 use crate::maps::TARGETS;
 
@@ -32,16 +34,21 @@ pub(crate) fn choose<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
     if is_fit(table, slot, wish) {
         return Some(slot);
     }
-    first_fit(table, wish, if table.policy == FAILOVER { 0 } else { preferred })
+    // The first one, or that of the turn. Without CAP_PERFMON the verifier wants an index to be known on all
+    // ways or on none: "R3 tried to add from different maps, paths or scalars".
+    const _: () = assert!(FAILOVER == 0 && ROUND_ROBIN == 1);
+    first_fit(table, wish, preferred * table.policy as usize)
 }
 
 #[inline(always)]
 fn first_fit<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slot> {
-    for step in 0..LOOKS {
+    let mut step = 0;
+    while step < LOOKS {
         let slot = &table.slots[(first + step) % SLOTS];
         if is_fit(table, slot, wish) {
             return Some(slot);
         }
+        step = next(step);
     }
     None
 }
@@ -49,21 +56,22 @@ fn first_fit<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slot
 /// The one with the fewest connections for its weight.
 #[inline(always)]
 fn least_busy<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slot> {
-    let mut winner = SLOTS;
+    let mut winner = None;
     let mut least = u64::MAX;
-    for step in 0..LOOKS {
-        let at = (first + step) % SLOTS;
-        let slot = &table.slots[at];
+    let mut step = 0;
+    while step < LOOKS {
+        let slot = &table.slots[(first + step) % SLOTS];
         if is_fit(table, slot, wish) {
             let active = state(slot).map_or(0, |target| target.active);
             let load = ((active + 1) << 32) / u64::from(slot.weight.max(1));
             if load < least {
                 least = load;
-                winner = at;
+                winner = Some(slot);
             }
         }
+        step = next(step);
     }
-    table.slots.get(winner)
+    winner
 }
 
 /// Whether the socket can be connected to it, and it is not known to have been silent lately. The only
@@ -72,6 +80,14 @@ fn least_busy<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slo
 fn is_fit(table: &Table, slot: &Slot, wish: &Wish) -> bool {
     slot.family & wish.families != 0
         && (table.count == 1 || state(slot).is_none_or(|target| target.suspect_until <= wish.now))
+}
+
+/// The next step. Without CAP_PERFMON the verifier also follows what a processor may do by speculation,
+/// where it takes a step for any number, so that a loop ends by `<` alone; the compiler, were it to know
+/// what comes here, would make that `!=`: "The sequence of 8193 jumps is too complex".
+#[inline(always)]
+fn next(step: usize) -> usize {
+    core::hint::black_box(step + 1)
 }
 
 #[inline(always)]

@@ -110,6 +110,9 @@ impl Toolchain {
 
         let flags = [
             "-Clink-arg=--btf".into(),
+            // Else LLVM calls memset for every array of zeros, whose loop over the stack the verifier refuses to
+            // whoever lacks CAP_PERFMON.
+            "-Clink-arg=--disable-expand-memcpy-in-order".into(),
             format!("--cfg=bpf_target_arch=\"{}\"", target.arch),
             // The line information names files: without where they lie, the bytes are the same
             // whoever builds. The workspace's keep a name by which the linker, started there,

@@ -20,7 +20,7 @@ pub fn find(choice: &Cgroup) -> Result<PathBuf> {
         Cgroup::At(path) => {
             // Only there a directory of cgroup v2 has this file.
             ensure!(
-                path.join("cgroup.procs").exists(),
+                path.join("cgroup.controllers").exists(),
                 "{} is not a cgroup v2 directory; name one with --cgroup",
                 path.display()
             );

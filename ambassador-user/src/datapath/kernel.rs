@@ -88,9 +88,8 @@ impl Kernel {
         kept: bool,
     ) -> Result<Self, Obstacle> {
         let cgroup = cgroup::find(&acceleration.cgroup).map_err(Obstacle::NoCgroup)?;
-        selftest::direct(&cgroup)
-            .and_then(|checks| selftest::verdict(&checks))
-            .map_err(Obstacle::Fails)?;
+        let checks = selftest::direct(&cgroup).map_err(Obstacle::Refused)?;
+        selftest::verdict(&checks).map_err(Obstacle::Fails)?;
         let instance = instance(acceleration)?;
         let tried = selftest::sockmap(&cgroup).and_then(|found| {
             selftest::verdict(&found.checks)?;
