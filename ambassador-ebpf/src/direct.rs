@@ -3,25 +3,25 @@
 //! - programs: `cgroup/connect4`, `cgroup/connect6`, `cgroup/getpeername4`, `cgroup/getpeername6`,
 //!   attached to the pod's cgroup
 //! - kernel: 5.14 (with it user space can learn its namespace's cookie; the hooks are from 4.17 and 5.8)
-//! - maps: `SETTINGS`, `LISTENERS`, `ROUTES`, `CARRIED`, `TABLES` (read), `TARGETS` (make, count a turn), `REDIRECTED`
-//!   (make, read, delete)
+//! - maps: `SETTINGS`, `LISTENERS`, `ROUTES`, `CARRIED`, `TABLES` (read), `TARGETS` (make, count a turn),
+//!   `MISSES` (count), `REDIRECTED` (make, read, delete)
 //! - byte order: addresses and ports stay in network order throughout
 //! - on failure: the address is left as the app gave it, and the connection goes to the user-space
 //!   listener on that address. The programs always return 1, so that no call is ever refused.
 
 use ambassador_ebpf::Address;
-use ambassador_ebpf::direct::{Flow, IPV4, IPV6, NO_TABLE, Table, Target, TargetKey};
+use ambassador_ebpf::direct::{
+    BOUND, Flow, IPV4, IPV6, NO_ROOM, NO_TABLE, NO_TARGET, Table, Target, TargetKey,
+};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_tcp6_sock};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use aya_log_ebpf::warn;
 
 use crate::balance::{Wish, choose};
 use crate::counter;
-use crate::maps::{CARRIED, LISTENERS, REDIRECTED, ROUTES, SETTINGS, TABLES, TARGETS};
-use crate::rarely::rarely;
+use crate::maps::{CARRIED, LISTENERS, MISSES, REDIRECTED, ROUTES, SETTINGS, TABLES, TARGETS};
 
 /// What the kernel expects of a program that lets a call go on.
 const GO_ON: i32 = 1;
@@ -125,11 +125,7 @@ fn redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<&Add
         return Err(Miss::NotOurs);
     }
     try_redirect(ctx, original, ipv6).inspect_err(|miss| {
-        if let Miss::NoRoom = miss
-            && rarely()
-        {
-            warn!(ctx, "a map is full: connections are left to user space");
-        }
+        count(miss);
         // This socket may have been redirected before.
         // SAFETY: the socket of the context lives as long as the program runs.
         let _: Result<(), i32> = unsafe { REDIRECTED.delete(socket(ctx)) };
@@ -186,6 +182,20 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
     // SAFETY: a field of a live element.
     counter::add(unsafe { &raw mut (*target).chosen }, 1);
     Ok(&slot.key.address)
+}
+
+/// Whoever wonders why a connection took the long way is told.
+#[inline(always)]
+fn count(miss: &Miss) {
+    let reason = match miss {
+        Miss::NotOurs => return,
+        Miss::Bound => BOUND,
+        Miss::NoTarget => NO_TARGET,
+        Miss::NoRoom => NO_ROOM,
+    };
+    if let Some(counter) = MISSES.get_ptr_mut(reason) {
+        counter::add(counter, 1);
+    }
 }
 
 #[inline(always)]

@@ -24,9 +24,11 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_storage_get};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::warn;
 
 use crate::counter;
 use crate::maps::{ENDS, OPEN, REDIRECTED, TARGETS};
+use crate::rarely::rarely;
 
 /// What the kernel expects of a sock_ops program that has no reply to give.
 const OK: u32 = 1;
@@ -76,7 +78,11 @@ fn establish(ctx: &SockOpsContext) -> Option<()> {
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let listed: &Flow = flow;
-    OPEN.insert(cookie, listed, BPF_ANY.into()).ok()
+    let inserted = OPEN.insert(cookie, listed, BPF_ANY.into());
+    if inserted.is_err() && rarely() {
+        warn!(ctx, "a connection is not listed: there are too many, or too little memory");
+    }
+    inserted.ok()
 }
 
 /// A packet was sent again. If it was the first one, the target does not answer.

@@ -3,7 +3,9 @@
 pub(crate) mod sockmap;
 
 use ambassador_ebpf::Address;
-use ambassador_ebpf::direct::{Flow, MOST_ROUTES, Settings, Table, Target, TargetKey};
+use ambassador_ebpf::direct::{
+    Flow, MISS_REASONS, MOST_ROUTES, Settings, Table, Target, TargetKey,
+};
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
@@ -36,6 +38,10 @@ pub(crate) static TABLES: Array<Table> = Array::with_max_entries(2, 0);
 #[map]
 pub(crate) static TARGETS: HashMap<TargetKey, Target> =
     HashMap::with_max_entries(16 * 1024, BPF_F_NO_PREALLOC);
+
+/// Written by the connect hooks; read by user space. Nobody deletes.
+#[map]
+pub(crate) static MISSES: Array<u64> = Array::with_max_entries(MISS_REASONS, 0);
 
 /// Written by the connect hooks and the lifecycle; read by these and the getpeername hooks; goes with
 /// its socket, or when that connects elsewhere.

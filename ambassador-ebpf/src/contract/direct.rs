@@ -29,6 +29,8 @@ pub const CARRIED: &str = "CARRIED";
 pub const TABLES: &str = "TABLES";
 /// A hash from [`TargetKey`] to [`Target`].
 pub const TARGETS: &str = "TARGETS";
+/// An array of counters: connections to a routed address that were left to user space, by the reason.
+pub const MISSES: &str = "MISSES";
 /// Socket storage of [`Flow`].
 pub const REDIRECTED: &str = "REDIRECTED";
 /// A hash from a socket's cookie to its [`Flow`], of connections that are open.
@@ -57,6 +59,15 @@ pub const FAILOVER: u32 = 0;
 pub const ROUND_ROBIN: u32 = 1;
 /// In [`Table::policy`]: the slot with the fewest connections for its weight.
 pub const LEAST_CONNECTIONS: u32 = 2;
+
+/// In `MISSES`: the app chose where its connection comes from.
+pub const BOUND: u32 = 0;
+/// In `MISSES`: the route was not in force, or full, or none of its addresses would do.
+pub const NO_TARGET: u32 = 1;
+/// In `MISSES`: a map was full.
+pub const NO_ROOM: u32 = 2;
+/// How many reasons there are.
+pub const MISS_REASONS: u32 = 3;
 
 /// For whom and until when the tables are in force; and what loaded them, for those who find them.
 #[repr(C)]
