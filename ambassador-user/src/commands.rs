@@ -128,7 +128,8 @@ fn explain(route: Option<&str>, control: &Path) -> Result<()> {
     let wanted = |name: &str| route.is_none_or(|route| route == name);
     let mut explained = status.routes.iter().filter(|route| wanted(&route.name)).peekable();
     ensure!(explained.peek().is_some(), "there is no route {}", route.unwrap_or_default());
-    explained.try_for_each(|route| say(&route.explanation()))
+    explained.try_for_each(|route| say(&route.explanation()))?;
+    status.explanation_of_misses().map_or(Ok(()), |misses| say(&misses))
 }
 
 fn order(control: &Path, request: &Request) -> Result<()> {

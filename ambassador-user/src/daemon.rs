@@ -151,7 +151,7 @@ async fn serve(
         Some(Kernel { tables, ends, sockmap, messages, hold, .. }) => {
             messages.map(|messages| tokio::spawn(messages.pass_on()));
             let stale_after = config.acceleration.stale_after;
-            let direct = Direct::start(tables, ends, &routes, changes, stale_after)
+            let direct = Direct::start(tables, ends, &routes, changes, stale_after, &metrics)
                 .context("write the kernel's tables")?;
             (Some(direct), sockmap.ok().map(Arc::new), Some(hold))
         }

@@ -10,14 +10,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use crate::config::Tier;
 use crate::datapath::tables::{
-    self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, Plan, Tables, from_kernel, route_id,
+    self, End, Ends, Flow, IN_ORDER, MISS_REASONS, NEVER_ESTABLISHED, Plan, Tables, from_kernel,
+    route_id,
 };
+use crate::metrics::Metrics;
 use crate::proxy::connection::Outcome;
 use crate::route::Route;
 use crate::sockets;
@@ -31,11 +34,8 @@ const RENEWALS: u32 = 4;
 /// them.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// States of include/net/tcp_states.h.
-const FIN_WAIT2: u8 = 5;
-const CLOSE_WAIT: u8 = 8;
-const LAST_ACK: u8 = 9;
-const CLOSING: u8 = 11;
+/// Why the connect hooks leave a connection to a listener, as metrics name it.
+const MISSES: [&str; MISS_REASONS as usize] = ["bound", "no_target", "no_room"];
 
 /// The tables of all routes, and what is known of the connections they made.
 pub struct Direct {
@@ -44,6 +44,8 @@ pub struct Direct {
     routes: HashMap<u64, (u32, Arc<Route>)>,
     stale_after: Option<Duration>,
     unreachable: Throttle,
+    /// By [`MISSES`].
+    missed: [Counter; MISSES.len()],
 }
 
 struct State {
@@ -54,6 +56,8 @@ struct State {
     retired: Vec<(u64, SocketAddr)>,
     /// Bytes of open connections that are in the counters already, by cookie.
     settled: HashMap<u64, (u64, u64)>,
+    /// Misses that are in the counters already.
+    missed: [u64; MISSES.len()],
 }
 
 /// A connection that is open, made by the kernel.
@@ -75,6 +79,7 @@ impl Direct {
         routes: &[Arc<Route>],
         changes: watch::Receiver<()>,
         stale_after: Option<Duration>,
+        metrics: &Metrics,
     ) -> Result<Arc<Self>> {
         let indexed = || (0..).zip(routes);
         let listeners: Vec<_> = indexed()
@@ -87,6 +92,7 @@ impl Direct {
         let state = State {
             // Of an ambassador before this one, perhaps.
             retired: tables.targets(),
+            missed: tables.missed(),
             tables,
             plans: HashMap::new(),
             settled: HashMap::new(),
@@ -98,6 +104,7 @@ impl Direct {
                 .collect(),
             stale_after,
             unreachable: Throttle::default(),
+            missed: MISSES.map(|reason| metrics.direct_missed(reason)),
         });
         direct.update();
         direct.state().tables.renew(stale_after)?;
@@ -217,6 +224,7 @@ impl Direct {
                 metrics.active.set(self.active(*id).into());
             }
         }
+        self.settle_missed();
         let live = live_figures();
         // Held throughout: an end must not be counted between a look at what is open and the count.
         let mut state = self.state();
@@ -230,6 +238,23 @@ impl Direct {
             let more = (up.saturating_sub(settled.0), down.saturating_sub(settled.1));
             route.metrics.of(Tier::Direct).count_bytes(more.0, more.1);
             *settled = (settled.0 + more.0, settled.1 + more.1);
+        }
+    }
+
+    /// Connections that the hooks left to the listeners so far, by the reason.
+    pub fn missed(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        MISSES.into_iter().zip(self.state().tables.missed())
+    }
+
+    fn settle_missed(&self) {
+        let mut state = self.state();
+        let now = state.tables.missed();
+        let before = std::mem::replace(&mut state.missed, now);
+        for ((counter, now), before) in self.missed.iter().zip(now).zip(before) {
+            counter.inc_by(now.saturating_sub(before));
+        }
+        if now.last() > before.last() {
+            warn!("a map of the kernel half is full: connections go to the listeners instead");
         }
     }
 
@@ -340,12 +365,7 @@ fn label(upstream: &Upstream, flow: &Flow) -> Arc<str> {
 fn live_figures() -> HashMap<u64, (u64, u64)> {
     let mut live = HashMap::new();
     let asked = sockets::each_connection(|it| {
-        // In sequence numbers, of which SYN and FIN take one each.
-        let said = if it.state == FIN_WAIT2 { 2 } else { 1 };
-        let heard = matches!(it.state, CLOSE_WAIT | LAST_ACK | CLOSING);
-        let up = it.bytes_acked.saturating_sub(said);
-        let down = it.bytes_received.saturating_sub(heard.into());
-        live.insert(it.cookie, (up, down));
+        live.insert(it.cookie, it.opener_bytes());
     });
     if let Err(error) = asked {
         debug!("bytes of open connections are counted when they end: {error:#}");

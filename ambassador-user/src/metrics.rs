@@ -29,6 +29,7 @@ pub struct Metrics {
     bytes_total: Family<Labels, Counter>,
     connect_seconds: Family<Labels, Histogram, fn() -> Histogram>,
     tier_info: Family<Labels, Gauge>,
+    direct_missed_total: Family<Labels, Counter>,
 }
 
 /// The metrics of one route.
@@ -85,6 +86,12 @@ impl Default for Metrics {
             "The tier in force, and why no higher one",
             tier_info.clone(),
         );
+        let direct_missed_total = Family::default();
+        registry.register(
+            "direct_missed",
+            "Connections that the connect hooks left to the listeners, by the reason",
+            direct_missed_total.clone(),
+        );
         registry.register_collector(Box::new(ProcessCollector));
         Self {
             registry,
@@ -93,6 +100,7 @@ impl Default for Metrics {
             bytes_total,
             connect_seconds,
             tier_info,
+            direct_missed_total,
         }
     }
 }
@@ -111,6 +119,11 @@ impl Metrics {
             bytes_total: self.bytes_total.clone(),
             tier_info: self.tier_info.clone(),
         }
+    }
+
+    /// Counts connections that the connect hooks left to the listeners for this reason.
+    pub fn direct_missed(&self, reason: &str) -> Counter {
+        self.direct_missed_total.get_or_create_owned(&vec![("reason", reason.to_owned())])
     }
 
     /// The OpenMetrics text.

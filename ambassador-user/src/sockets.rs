@@ -55,6 +55,22 @@ pub struct Figures {
     pub total_retrans: u32,
 }
 
+/// States of include/net/tcp_states.h.
+const FIN_WAIT2: u8 = 5;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const CLOSING: u8 = 11;
+
+impl Figures {
+    /// Bytes of the stream each way, sent and received, of the end that opened the connection. (The
+    /// kernel counts sequence numbers, of which SYN and FIN take one each.)
+    pub fn opener_bytes(&self) -> (u64, u64) {
+        let said = if self.state == FIN_WAIT2 { 2 } else { 1 };
+        let heard = matches!(self.state, CLOSE_WAIT | LAST_ACK | CLOSING);
+        (self.bytes_acked.saturating_sub(said), self.bytes_received.saturating_sub(heard.into()))
+    }
+}
+
 /// Calls `found` for every TCP connection of this network namespace, both ends where both are here.
 ///
 /// It takes time by the number of sockets, at most a second: not for a thread of the runtime. Sockets

@@ -1,6 +1,7 @@
 //! What is told of a running ambassador: the same facts as JSON and as text.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct Status {
     pub user: u32,
     pub capabilities: String,
     pub routes: Vec<RouteStatus>,
+    /// Connections that the connect hooks left to the listeners, by the reason; none without `direct`.
+    pub direct_missed: BTreeMap<String, u64>,
 }
 
 /// One route.
@@ -76,6 +79,12 @@ impl Status {
             uptime_seconds: service.started.elapsed().as_secs(),
             user: privileges::effective_user(),
             capabilities: privileges::held(),
+            direct_missed: service
+                .direct
+                .iter()
+                .flat_map(|direct| direct.missed())
+                .map(|(reason, count)| (reason.to_owned(), count))
+                .collect(),
             routes: service
                 .routes
                 .iter()
@@ -170,6 +179,20 @@ impl fmt::Display for Status {
             }
         }
         Ok(())
+    }
+}
+
+impl Status {
+    /// What has kept connections from `direct` routes' hooks, if anything has.
+    pub fn explanation_of_misses(&self) -> Option<String> {
+        let count = |reason: &str| self.direct_missed.get(reason).copied().unwrap_or(0);
+        let (bound, no_target, no_room) = (count("bound"), count("no_target"), count("no_room"));
+        (bound + no_target + no_room > 0).then(|| {
+            format!(
+                "left to the listeners so far, though their routes are direct: {bound} that chose their \
+                 own source address, {no_target} for which no endpoint was free, {no_room} for lack of room"
+            )
+        })
     }
 }
 

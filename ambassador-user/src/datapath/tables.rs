@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use ambassador_ebpf::Address;
 use ambassador_ebpf::direct::{
-    CARRIED, ENDS, FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, LISTENERS, MOST_ROUTES, NO_TABLE, OPEN,
-    ROUND_ROBIN, ROUTES, SETTINGS, Slot, TABLES, TARGETS, TURNS, Table, TargetKey,
+    CARRIED, ENDS, FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, LISTENERS, MISSES, MOST_ROUTES,
+    NO_TABLE, OPEN, ROUND_ROBIN, ROUTES, SETTINGS, Slot, TABLES, TARGETS, TURNS, Table, TargetKey,
 };
 pub use ambassador_ebpf::direct::{
-    End, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET, SLOTS, Settings, Target, route_id,
+    End, Flow, IN_ORDER, MISS_REASONS, NEVER_ESTABLISHED, RESET, SLOTS, Settings, Target, route_id,
 };
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
@@ -29,6 +29,7 @@ pub struct Tables {
     carried: Array<MapData, u32>,
     tables: Array<MapData, Table>,
     targets: HashMap<MapData, TargetKey, Target>,
+    misses: Array<MapData, u64>,
     open: HashMap<MapData, u64, Flow>,
     /// As they stand in the map.
     now: Settings,
@@ -72,6 +73,7 @@ impl Tables {
             carried: maps.take(CARRIED)?,
             tables: maps.take(TABLES)?,
             targets: maps.take(TARGETS)?,
+            misses: maps.take(MISSES)?,
             open: maps.take(OPEN)?,
             second: Known::new(),
         };
@@ -158,6 +160,13 @@ impl Tables {
     /// What became of a route's connections to one address.
     pub fn target(&self, route: u64, address: SocketAddr) -> Result<Target> {
         self.state(&TargetKey { route, address: to_kernel(address), reserved: 0 })
+    }
+
+    /// Connections to routed addresses that were left to user space, by the reason: the app chose where
+    /// they come from, no address would do, a map was full.
+    pub fn missed(&self) -> [u64; MISS_REASONS as usize] {
+        let count = |reason: usize| self.misses.get(&(reason as u32), 0).unwrap_or(0);
+        std::array::from_fn(count)
     }
 
     /// Whatever connections were ever led to, by their routes.
