@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use aya::programs::ProgramError;
 use caps::{CapSet, Capability};
 
 use super::object;
@@ -42,14 +43,34 @@ impl fmt::Display for Obstacle {
             Self::NoCgroup(error) | Self::NotOurs(error) => write!(f, "{error:#}"),
             Self::Refused(error) => write!(
                 f,
-                "the kernel refused the programs, or a seccomp profile the system call: {error:#}"
+                "the kernel refused the programs, or a seccomp profile the system call: {}",
+                one_line(error)
             ),
-            Self::Fails(error) => write!(f, "the self-test failed: {error:#}"),
+            Self::Fails(error) => write!(f, "the self-test failed: {}", one_line(error)),
         }
     }
 }
 
 impl std::error::Error for Obstacle {}
+
+/// An error, without the pages that a verifier writes about a program that it rejects but for its reason.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let parts = error.chain().map(|part| match part.downcast_ref() {
+        Some(ProgramError::LoadError { verifier_log, .. }) => {
+            tracing::debug!("the verifier's log: {verifier_log}");
+            format!("the verifier says \"{}\"", reason(&verifier_log.to_string()))
+        }
+        _ => part.to_string(),
+    });
+    parts.collect::<Vec<_>>().join(": ")
+}
+
+/// The last line of a verifier's log that is no statistics.
+fn reason(log: &str) -> &str {
+    const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
+    let says = |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|it| line.starts_with(it));
+    log.lines().rev().find(says).unwrap_or("nothing")
+}
 
 /// What keeps this process from loading programs, as far as that can be known before it tries.
 pub fn to_load() -> Result<(), Obstacle> {
@@ -72,4 +93,17 @@ pub fn may_trace() -> bool {
 
 fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_verifier_s_log_the_reason_is_told() {
+        let log = "127: (07) r7 += 1   ; R7=scalar()\nThe sequence of 8193 jumps is too complex.\n\
+                   verification time 238251 usec\nstack depth 216+24\nprocessed 43599 insns (limit 1000000)\n";
+        assert_eq!(reason(log), "The sequence of 8193 jumps is too complex.");
+        assert_eq!(reason(""), "nothing");
+    }
 }

@@ -67,7 +67,7 @@ impl Programs {
         }
         sock_ops(&mut kernel, LIFECYCLE)?.load().context("load the lifecycle program")?;
         let client_sockets = layout.and_then(|_known| load_sockmap(&mut kernel));
-        let client_sockets = client_sockets.map_err(|error| format!("{error:#}"));
+        let client_sockets = client_sockets.map_err(|error| obstacle::one_line(&error));
         Ok(Self { kernel, client_sockets })
     }
 
