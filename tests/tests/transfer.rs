@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use ambassador_tests::noise::Noise;
 use ambassador_tests::on_every_way;
 use ambassador_tests::peer::Peer;
-use ambassador_tests::way::Wire;
+use ambassador_tests::way::{Bytes, Way, Wire};
 
 /// Rounds of connections, and how many are open at once in each.
 const ROUNDS: u64 = 5;
@@ -33,12 +33,19 @@ fn random_traffic_arrives_intact(wire: &Wire) -> Result<()> {
                 .try_for_each(|talk| talk.join().expect("a conversation does not panic"))
         })?;
     }
-    Ok(())
+    if wire.road.way == Way::Sockmap {
+        // A server that has finished before the ambassador looks is left to `splice`.
+        return Ok(());
+    }
+    let all = 0..ROUNDS * AT_ONCE;
+    let sum = |lengths: &dyn Fn(u64) -> usize| all.clone().map(|seed| lengths(seed) as u64).sum();
+    let bytes = Bytes { up: sum(&|seed| length(up(seed))), down: sum(&|seed| length(down(seed))) };
+    wire.road.has_carried(ROUNDS * AT_ONCE, Some(bytes))
 }
 
 /// Both ends talk at once, each in its own rhythm, and check what they hear.
 fn talk((client, server): (Peer, Peer), seed: u64) -> Result<()> {
-    let (up, down) = (2 * seed, 2 * seed + 1);
+    let (up, down) = (up(seed), down(seed));
     std::thread::scope(|scope| {
         let all = [
             ("send up", scope.spawn(|| send(&client, up))),
@@ -79,6 +86,16 @@ fn receive(peer: &Peer, seed: u64) -> Result<()> {
         pause(&mut rhythm);
     }
     peer.hear_end()
+}
+
+/// What goes up on a connection, by its seed.
+fn up(seed: u64) -> u64 {
+    2 * seed
+}
+
+/// What comes down on it.
+fn down(seed: u64) -> u64 {
+    2 * seed + 1
 }
 
 fn length(seed: u64) -> usize {
