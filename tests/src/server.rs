@@ -93,7 +93,8 @@ impl Home {
                 command
             }
         };
-        command.current_dir(self.path());
+        // MariaDB clears a directory for temporary files that it finds, of the tables of others too.
+        command.current_dir(self.path()).env("TMPDIR", self.path());
         Ok(command)
     }
 }
