@@ -12,7 +12,7 @@ mod shared;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Instant;
 
 use ambassador_ebpf::sockmap::{
@@ -64,7 +64,13 @@ impl Sockmap {
         for tuple in ended {
             let _ = tables.flows.remove(&tuple);
         }
-        Ok(Self(Arc::new(Kernel { orders, progress, limits, tables: Mutex::new(tables) })))
+        Ok(Self(Arc::new(Kernel {
+            orders,
+            progress,
+            limits,
+            narrow: Once::new(),
+            tables: Mutex::new(tables),
+        })))
     }
 
     /// Enrols from now on clients that connect to an address.
@@ -114,6 +120,8 @@ struct Kernel {
     orders: Shared,
     progress: Shared,
     limits: InFlight,
+    /// Says once that the system allows less than the limits.
+    narrow: Once,
     tables: Mutex<Tables>,
 }
 

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use ambassador_ebpf::sockmap::{CHECKPOINTS, MOST_FLOWS, Orders, Progress, Tuple, id, place};
 use anyhow::{Context, Result};
+use tracing::info;
 
 use super::Kernel;
 use super::shared::Shared;
@@ -78,6 +79,14 @@ impl Flow {
         let limits = self.kernel.limits;
         let bytes = u64::from(limits.bytes.get()).min(buffer / SHARE_OF_BYTES);
         let messages = u64::from(limits.messages.get()).min(buffer / COST_OF_MESSAGE);
+        if bytes < limits.bytes.get().into() || messages < limits.messages.get().into() {
+            self.kernel.narrow.call_once(|| {
+                info!(
+                    "the system's send buffers allow {bytes} bytes and {messages} messages in flight on a \
+                     connection, less than inflight_bytes and inflight_messages; raise net.core.wmem_max"
+                );
+            });
+        }
         let base =
             accepted_exactly(upstream).context("ask what the upstream's socket has accepted")?;
 
