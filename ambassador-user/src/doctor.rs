@@ -10,7 +10,7 @@ use crate::datapath;
 use crate::datapath::kernel::{self, Examined};
 use crate::datapath::selftest::{self, Check};
 use crate::privileges;
-use crate::tier::{Ladder, REQUIRED_TIER_MISSING, TIERS};
+use crate::tier::{Ladder, REQUIRED_TIER_MISSING, SOCKMAP_IS_NOTICED, TIERS};
 
 /// Everything the doctor found.
 #[derive(Debug, Serialize)]
@@ -51,6 +51,8 @@ struct Finding {
     works: bool,
     /// Why it does not.
     reason: Option<String>,
+    /// Why `auto` does not take it all the same.
+    note: Option<String>,
 }
 
 impl Report {
@@ -63,13 +65,13 @@ impl Report {
         };
         let failed = |why| format!("the self-test failed: {why:#}");
         let no_direct = selftest::verdict(&direct).err().map(failed);
-        let (sockmap, no_sockmap) = match sockmap {
+        let (sockmap, no_sockmap, noticed) = match sockmap {
             Some(Ok(found)) => {
                 let why_not = selftest::verdict(&found.checks).err().map(failed);
-                (found.checks, why_not)
+                (found.checks, why_not, !found.counts_waiting_bytes)
             }
-            Some(Err(why)) => (Vec::new(), Some(failed(why))),
-            None => (Vec::new(), None),
+            Some(Err(why)) => (Vec::new(), Some(failed(why)), false),
+            None => (Vec::new(), None, false),
         };
         let ladder = Ladder::probe(Ladder {
             no_direct: obstacle.clone().or(no_direct),
@@ -102,7 +104,9 @@ impl Report {
                 .into_iter()
                 .map(|tier| {
                     let reason = ladder.obstacle(tier).map(str::to_owned);
-                    Finding { tier: tier.to_string(), works: reason.is_none(), reason }
+                    let note = (tier == Tier::Sockmap && reason.is_none() && noticed)
+                        .then(|| SOCKMAP_IS_NOTICED.to_owned());
+                    Finding { tier: tier.to_string(), works: reason.is_none(), reason, note }
                 })
                 .collect(),
             checks: checks.collect(),
@@ -132,7 +136,7 @@ impl fmt::Display for Report {
             (None, why) => writeln!(f, "no kernel tiers: {}", why.as_deref().unwrap_or_default())?,
         }
         writeln!(f)?;
-        for Finding { tier, reason, .. } in &self.tiers {
+        for Finding { tier, reason, note, .. } in &self.tiers {
             match reason {
                 None => writeln!(f, "{tier:<8} works")?,
                 Some(reason) => writeln!(f, "{tier:<8} no: {reason}")?,
@@ -142,6 +146,9 @@ impl fmt::Display for Report {
                     None => writeln!(f, "  ok      {check}")?,
                     Some(why) => writeln!(f, "  failed  {check}: {why}")?,
                 }
+            }
+            if let Some(note) = note {
+                writeln!(f, "  note    {note}")?;
             }
         }
         Ok(())
