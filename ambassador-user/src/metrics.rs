@@ -28,6 +28,7 @@ pub struct Metrics {
     connections_active: Family<Labels, Gauge>,
     bytes_total: Family<Labels, Counter>,
     connect_seconds: Family<Labels, Histogram, fn() -> Histogram>,
+    inflight_bytes: Family<Labels, Gauge>,
     tier_info: Family<Labels, Gauge>,
     direct_missed_total: Family<Labels, Counter>,
 }
@@ -39,6 +40,7 @@ pub struct RouteMetrics {
     /// By tier, looked up once, when a connection is first carried by it.
     tiers: [OnceLock<TierMetrics>; TIERS.len()],
     connect_seconds: Histogram,
+    inflight_bytes: Gauge,
     /// The labels of the tier in force.
     carried: Mutex<Option<Labels>>,
     connections_total: Family<Labels, Counter>,
@@ -67,6 +69,7 @@ impl Default for Metrics {
         let connect_seconds = Family::new_with_constructor(
             (|| Histogram::new(exponential_buckets(1e-4, 2.0, 17))) as _,
         );
+        let inflight_bytes = Family::default();
         let tier_info = Family::default();
         registry.register(
             "connections",
@@ -80,6 +83,12 @@ impl Default for Metrics {
             "Time from accepting a connection to having reached its upstream",
             Unit::Seconds,
             connect_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "inflight",
+            "What sockmap has passed on in the kernel and upstreams have not acknowledged, at the most",
+            Unit::Bytes,
+            inflight_bytes.clone(),
         );
         registry.register(
             "tier_info",
@@ -99,6 +108,7 @@ impl Default for Metrics {
             connections_active,
             bytes_total,
             connect_seconds,
+            inflight_bytes,
             tier_info,
             direct_missed_total,
         }
@@ -113,6 +123,7 @@ impl Metrics {
             route: route.to_owned(),
             tiers: Default::default(),
             connect_seconds: self.connect_seconds.get_or_create_owned(&labels),
+            inflight_bytes: self.inflight_bytes.get_or_create_owned(&labels),
             carried: Mutex::default(),
             connections_total: self.connections_total.clone(),
             connections_active: self.connections_active.clone(),
@@ -178,6 +189,11 @@ impl RouteMetrics {
     /// From a connection's begin to its having reached the upstream.
     pub fn count_connect(&self, took: Duration) {
         self.connect_seconds.observe(took.as_secs_f64());
+    }
+
+    /// So much `sockmap` has under way now.
+    pub fn has_in_flight(&self, bytes: u64) {
+        self.inflight_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Bytes so far, over all tiers, up and down.

@@ -75,6 +75,10 @@ impl Service {
     /// Brings all figures up to date.
     pub async fn settle(&self) {
         self.connections.settle();
+        let in_flight = self.connections.in_flight();
+        for route in &self.routes {
+            route.metrics.has_in_flight(in_flight.get(&route.name).copied().unwrap_or(0));
+        }
         if let Some(direct) = self.direct.clone() {
             // It asks the kernel for all sockets, which is not for a thread of the runtime.
             let _ = tokio::task::spawn_blocking(move || direct.settle()).await;

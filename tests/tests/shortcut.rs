@@ -29,6 +29,10 @@ impl Shortcut for Puppet {
         self.carried.load(Ordering::SeqCst)
     }
 
+    fn in_flight(&self) -> u64 {
+        0
+    }
+
     fn is_settled(&self, _upstream: BorrowedFd<'_>) -> bool {
         let asked = self.asked.fetch_add(1, Ordering::SeqCst);
         asked < self.hasty.load(Ordering::SeqCst) || self.settled.load(Ordering::SeqCst)

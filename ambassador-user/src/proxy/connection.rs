@@ -120,6 +120,18 @@ impl Connections {
         self.live().values().for_each(|(about, _)| about.settle());
     }
 
+    /// By the names of their routes, the bytes that shortcuts have under way.
+    pub fn in_flight(&self) -> HashMap<Arc<str>, u64> {
+        let mut in_flight = HashMap::new();
+        for (about, _) in self.live().values() {
+            if let Some(shortcut) = about.traffic.shortcut.get() {
+                *in_flight.entry(Arc::clone(&about.route().name)).or_default() +=
+                    shortcut.in_flight();
+            }
+        }
+        in_flight
+    }
+
     /// Has those of some routes take no shortcut any more.
     pub fn close_shortcuts(&self, of: impl Fn(&Route) -> bool) {
         let live = self.live();

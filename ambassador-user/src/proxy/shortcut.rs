@@ -37,6 +37,9 @@ pub trait Shortcut: Debug + Send + Sync {
     /// Bytes that took it so far.
     fn carried(&self) -> u64;
 
+    /// Bytes that took it and that the upstream has not acknowledged: so many at the most.
+    fn in_flight(&self) -> u64;
+
     /// Whether the upstream's socket has accepted all of them.
     fn is_settled(&self, upstream: BorrowedFd<'_>) -> bool;
 

@@ -140,6 +140,18 @@ impl Shortcut for Flow {
         self.progress(offset_of!(Progress, sent.redirected))
     }
 
+    fn in_flight(&self) -> u64 {
+        // First, so that what is acknowledged meanwhile is not taken for more than was sent.
+        let acked = self.progress(offset_of!(Progress, received.acked));
+        let order = |field| self.order(field).load(Ordering::Relaxed);
+        let acked = acked.saturating_sub(order(offset_of!(Orders, base)));
+        let redirected = self.carried();
+        let unacknowledged =
+            (redirected + order(offset_of!(Orders, forwarded))).saturating_sub(acked);
+        // What the relay has forwarded counts for the budget, but is not held back by it.
+        unacknowledged.min(redirected).min(order(offset_of!(Orders, budget)))
+    }
+
     fn is_settled(&self, upstream: BorrowedFd<'_>) -> bool {
         if self.progress(offset_of!(Progress, sent.unfit)) != 0 {
             self.close();
