@@ -13,7 +13,7 @@ use crate::drain::{Drain, Phase};
 use crate::metrics::Metrics;
 use crate::proxy::connection::Connections;
 use crate::route::Route;
-use crate::tier::{Ladder, asks_for_sockmap};
+use crate::tier::Ladder;
 
 /// What is in service.
 pub struct Service {
@@ -61,7 +61,10 @@ impl Service {
         let Some(sockmap) = &self.sockmap else { return Ok(()) };
         for route in &self.routes {
             let whom = match route.choice().relay {
-                Tier::Sockmap if asks_for_sockmap(route.meant()) => Enrol::Anybody,
+                Tier::Sockmap if route.meant().tier == TierLimit::AtMost(Tier::Sockmap) => {
+                    Enrol::Anybody
+                }
+                // Where somebody vouches for all clients, too: one that blocks all the same is left alone.
                 Tier::Sockmap => Enrol::Unnoticed,
                 _ => Enrol::Nobody,
             };

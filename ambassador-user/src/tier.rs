@@ -123,7 +123,7 @@ impl Choice {
 }
 
 /// Whether a route asks for `sockmap` outright: it takes that its clients may notice.
-pub fn asks_for_sockmap(route: &config::Route) -> bool {
+fn asks_for_sockmap(route: &config::Route) -> bool {
     route.tier == TierLimit::AtMost(Tier::Sockmap) || route.clients == Clients::NonBlocking
 }
 

@@ -37,6 +37,17 @@ impl Address {
         Peer::of(socket)
     }
 
+    /// The same, as event loops do it: the socket never blocks, not while it connects either.
+    pub fn connect_without_blocking(&self) -> Result<Peer> {
+        let socket = self.socket()?;
+        socket.set_nonblocking(true).context("make a socket non-blocking")?;
+        match socket.connect(&self.sockaddr()?) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            other => other.with_context(|| format!("connect to {self}"))?,
+        }
+        Peer::of(socket)
+    }
+
     /// Listens on this address, in the caller's namespace.
     pub fn listen(&self) -> Result<Listener> {
         let socket = self.socket()?;

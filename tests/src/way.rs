@@ -30,6 +30,10 @@ pub enum Way {
     Sockmap,
     /// Past an ambassador that makes the client's own socket the upstream connection.
     Direct,
+    /// Through an ambassador that may take `sockmap` where no client notices it, and not `direct`.
+    Auto,
+    /// The same, and somebody vouches that all clients are non-blocking.
+    Vouched,
 }
 
 /// A way that leads to a server.
@@ -85,7 +89,8 @@ impl Way {
         }
         match self {
             Self::Unproxied | Self::Copy | Self::Splice => Ok(None),
-            Self::Sockmap | Self::Direct if !is_root() => Ok(Some(format!("{self}: needs root"))),
+            _ if !is_root() => Ok(Some(format!("{self}: needs root"))),
+            Self::Auto | Self::Vouched => Self::Sockmap.obstacle(family),
             Self::Sockmap | Self::Direct => match cgroup::of_this_process() {
                 Ok(_) => ambassador::obstacle(&self.to_string()),
                 Err(error) => Ok(Some(format!("{self}: {error:#}"))),
@@ -113,6 +118,7 @@ impl fmt::Display for Way {
             Self::Splice => "splice",
             Self::Sockmap => "sockmap",
             Self::Direct => "direct",
+            Self::Auto | Self::Vouched => "auto",
         })
     }
 }
@@ -126,6 +132,17 @@ impl AddAssign for Bytes {
 impl Road {
     /// From clients in `place`, whose sockets are of `family`, to `server`.
     pub fn to(server: &Address, way: Way, place: &Place, family: Family) -> Result<Self> {
+        Self::with(server, way, place, family, &[])
+    }
+
+    /// The same, its ambassador with these flags and values too.
+    fn with(
+        server: &Address,
+        way: Way,
+        place: &Place,
+        family: Family,
+        flags: &[(&str, &str)],
+    ) -> Result<Self> {
         let directory = tempfile::tempdir().context("create a road's directory")?;
         if way == Way::Unproxied {
             return Ok(Self {
@@ -140,12 +157,25 @@ impl Road {
             Family::Tcp6 => SocketAddr::from((Ipv6Addr::LOCALHOST, place.port()?)).into(),
             Family::Unix => Address::Unix(directory.path().join("client.sock")),
         };
+        let route = format!("road:{address}={server}");
+        // What it pins is nobody else's business, and stays if a test ends it.
+        let pinning = || Launch::new(&place.with_bpffs()?);
         let launch = match way {
-            // What it pins is nobody else's business, and stays if a test ends it.
-            Way::Sockmap | Way::Direct => Launch::new(&place.with_bpffs()?)?.in_kernel(way)?,
-            _ => Launch::new(place)?.flag("--tier", way.to_string()),
+            Way::Sockmap | Way::Direct => pinning()?.in_kernel(way)?.route(route),
+            Way::Auto | Way::Vouched => {
+                let clients = if way == Way::Vouched { "nonblocking" } else { "any" };
+                let launch = pinning()?.cgroup(cgroup::of_this_process()?);
+                // Somebody must watch for the timeout, which keeps `direct` out.
+                launch.config(&format!(
+                    "version: 1
+routes: [{{ name: road, listen: '{address}', upstream: u, idle_timeout: 1h, clients: {clients} }}]
+upstreams: {{ u: {{ endpoints: ['{server}'] }} }}
+"
+                ))?
+            }
+            _ => Launch::new(place)?.flag("--tier", way.to_string()).route(route),
         };
-        let launch = launch.route(format!("road:{address}={server}"));
+        let launch = flags.iter().fold(launch, |launch, (name, value)| launch.flag(name, value));
         let ambassador = launch.start()?;
         Ok(Self { address, ambassador: Some(ambassador), way, _directory: directory })
     }
@@ -204,6 +234,13 @@ impl Wire {
         Self::between(way, family, family)
     }
 
+    /// The same for TCP, its ambassador with these flags and values too.
+    pub fn with(way: Way, flags: &[(&str, &str)]) -> Result<Self> {
+        let listener = Listener::new(Family::Tcp)?;
+        let road = Road::with(listener.address(), way, &Place::here(), Family::Tcp, flags)?;
+        Ok(Self { listener, road })
+    }
+
     /// From clients of one family to a server of another, which takes a relay.
     pub fn between(way: Way, client: Family, server: Family) -> Result<Self> {
         let listener = Listener::new(server)?;
@@ -225,8 +262,16 @@ impl Wire {
 /// Makes tests of behaviours: `on_every_way!(tcp: Tcp; a, b)` expects `a` and `b` of the functions
 /// of these names, which take a `&Wire`, on a direct connection and on every way that there is for
 /// the family.
+///
+/// `on_every_way!(tcp: Auto; a, b)` expects them where an ambassador chooses for each client.
 #[macro_export]
 macro_rules! on_every_way {
+    ($module:ident: Auto; $($behaviour:ident),+ $(,)?) => {
+        mod $module {
+            $crate::on_every_way!(@way any Auto Tcp; $($behaviour),+);
+            $crate::on_every_way!(@way vouched Vouched Tcp; $($behaviour),+);
+        }
+    };
     ($module:ident: Unix; $($behaviour:ident),+ $(,)?) => {
         mod $module {
             $crate::on_every_way!(@way unproxied Unproxied Unix; $($behaviour),+);

@@ -124,8 +124,8 @@ struct RouteEntry {
     /// The highest tier allowed for this route, within acceleration.tier.
     #[schemars(extend("default" = "auto"))]
     tier: Option<Text<TierLimit>>,
-    /// What its clients are like: nonblocking vouches that all of them use non-blocking sockets, as event
-    /// loops do; with any, the kernel tiers look at each socket.
+    /// What its clients are like: nonblocking vouches that they use non-blocking sockets, as event loops do,
+    /// and do not mind what those notice of the kernel tiers; one that is blocking all the same is left alone.
     #[schemars(extend("default" = "any"))]
     clients: Option<Text<Clients>>,
     /// The file mode of this route's Unix sockets; the directory decides who reaches them.

@@ -27,6 +27,8 @@ on_every_way! { tcp: Tcp;
     io_uring_sends_and_receives,
 }
 
+on_every_way! { auto: Auto; zero_copy_sends_are_completed }
+
 fn zero_copy_sends_are_completed(wire: &Wire) -> Result<()> {
     const SENDS: usize = 10;
     let (client, server) = wire.pair()?;

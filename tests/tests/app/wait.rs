@@ -33,6 +33,14 @@ on_every_way! { tcp: Tcp;
     socket_may_change_between_blocking_and_not,
 }
 
+on_every_way! { auto: Auto;
+    blocking_read_lasts_while_another_thread_writes,
+    blocking_read_lasts_after_finishing,
+    blocking_read_lasts_across_a_signal,
+    waiting_bytes_are_counted,
+    socket_may_change_between_blocking_and_not,
+}
+
 /// One read(2) in a thread of its own, with no timeout: a signal would end one that has a timeout.
 fn blocking_read(client: &Peer) -> Result<JoinHandle<io::Result<Vec<u8>>>> {
     let mut socket = client.socket().try_clone().context("clone the client's socket")?;

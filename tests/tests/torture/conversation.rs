@@ -1,27 +1,17 @@
-//! Torture: hundreds of connections at once that do everything an app may do, in an order nobody
-//! foresaw, and whose every byte is checked. It takes nothing but this binary, the ambassador's
-//! (`AMBASSADOR_BIN`) and a loopback.
-//!
-//! By default it is a slice of some seconds a way; `AMBASSADOR_TORTURE=full` is all of it. What each
-//! connection does follows from a seed, which is printed; `AMBASSADOR_TORTURE_SEED` repeats it.
+//! One conversation: what both ends say, hear and do, all of it from a seed, and every byte checked.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::sync::{Mutex, PoisonError};
 use std::thread::{scope, sleep};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use ambassador_tests::kernel::Kernel;
 use ambassador_tests::noise::Noise;
-use ambassador_tests::on_every_way;
 use ambassador_tests::peer::Peer;
 use ambassador_tests::readiness::Readiness;
 use ambassador_tests::wait::SOON;
-use ambassador_tests::way::Wire;
+use ambassador_tests::way::{Way, Wire};
 use anyhow::{Context, Result, ensure};
 use rustix::event::epoll::EventFlags;
-
-on_every_way! { tcp: Tcp; every_byte_survives }
 
 /// Up to 4 MiB are said, and up to 16 MiB where even the buffers of two connections shall be full.
 const LARGE_BITS: u64 = 22;
@@ -29,54 +19,10 @@ const MANY_BITS: u64 = 24;
 const LARGEST_PIECE: usize = 256 << 10;
 /// The buffers of a socket that holds little, but more than one packet of a loopback's.
 const NARROW: usize = 128 << 10;
-/// No round takes so long, on a slow machine either.
-const ROUND: Duration = Duration::from_secs(180);
-
-fn every_byte_survives(wire: &Wire) -> Result<()> {
-    // One way at a time: sockets are limited, and the kernel's memory is everybody's.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let full = std::env::var_os("AMBASSADOR_TORTURE").is_some_and(|extent| extent == "full");
-    let (rounds, at_once) = if full { (25, 200) } else { (2, 60) };
-    let seed = match std::env::var("AMBASSADOR_TORTURE_SEED") {
-        Ok(seed) => seed.parse().context("parse AMBASSADOR_TORTURE_SEED")?,
-        Err(_) => SystemTime::UNIX_EPOCH.elapsed().context("ask for a seed")?.as_secs(),
-    };
-    println!("AMBASSADOR_TORTURE_SEED={seed}");
-    let kernel = Kernel::watch()?;
-    let mut seeds = Noise::new(seed);
-    for round in 0..rounds {
-        let began = Instant::now();
-        scope(|scope| {
-            let mut conversations = Vec::new();
-            for number in 0..at_once {
-                let mut plan = Plan::of(&mut Noise::new(seeds.below(u64::MAX)));
-                let told = format!("round {round}, connection {number}, {:?}", plan.course);
-                let (client, server) = plan.open(wire).with_context(|| told.clone())?;
-                let client = scope.spawn(move || plan.client.take_part(client));
-                let server = scope.spawn(move || plan.server.take_part(server));
-                conversations.push((told, client, server));
-            }
-            for (told, client, server) in conversations {
-                let client = client.join().expect("a client does not panic");
-                let server = server.join().expect("a server does not panic");
-                // The failure of one is often that of the other.
-                ensure!(
-                    client.is_ok() && server.is_ok(),
-                    "{told}: the client: {client:#?}; the server: {server:#?}"
-                );
-            }
-            Ok(())
-        })
-        .with_context(|| format!("AMBASSADOR_TORTURE_SEED={seed}"))?;
-        ensure!(began.elapsed() < ROUND, "round {round} took {:?}", began.elapsed());
-    }
-    kernel.is_unharmed()
-}
 
 /// Who speaks when, and how it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Course {
+pub(crate) enum Course {
     BothSpeak,
     ClientFirst,
     ServerFirst,
@@ -85,16 +31,16 @@ enum Course {
 }
 
 /// What both ends of a connection are going to do.
-struct Plan {
-    course: Course,
+pub(crate) struct Plan {
+    pub(crate) course: Course,
     /// So much the client says before the server accepts it.
     early: usize,
-    client: End,
-    server: End,
+    pub(crate) client: End,
+    pub(crate) server: End,
 }
 
 impl Plan {
-    fn of(noise: &mut Noise) -> Self {
+    pub(crate) fn of(noise: &mut Noise) -> Self {
         use Course::*;
         let course = [BothSpeak, BothSpeak, ClientFirst, ServerFirst, ClientResets, ServerResets];
         let course = course[noise.below(6) as usize];
@@ -131,8 +77,27 @@ impl Plan {
         Self { course, early: client.says.left.min(early as usize), client, server }
     }
 
-    fn open(&mut self, wire: &Wire) -> Result<(Peer, Peer)> {
-        let client = wire.road.connect()?;
+    /// A conversation that goes on until somebody else cuts it, with resets.
+    pub(crate) fn until_cut(noise: &mut Noise) -> Self {
+        let mut plan = Self::of(noise);
+        plan.course = Course::BothSpeak;
+        for end in [&mut plan.client, &mut plan.server] {
+            end.says.left = usize::MAX;
+            end.hears.left = usize::MAX;
+            end.close = Close::IsReset;
+            end.listens_first = false;
+        }
+        plan
+    }
+
+    pub(crate) fn open(&mut self, wire: &Wire) -> Result<(Peer, Peer)> {
+        let client = match wire.road.way {
+            // Clients of both kinds, one of which is enrolled.
+            Way::Auto | Way::Vouched if self.client.by_events => {
+                wire.road.address.connect_without_blocking()?
+            }
+            _ => wire.road.connect()?,
+        };
         client.say(&self.client.says.next(self.early))?;
         Ok((client, wire.listener.accept()?))
     }
@@ -147,7 +112,7 @@ enum Close {
 }
 
 /// What one end of a connection is going to do.
-struct End {
+pub(crate) struct End {
     says: Words,
     hears: Words,
     close: Close,
@@ -163,7 +128,7 @@ struct End {
 }
 
 impl End {
-    fn take_part(mut self, peer: Peer) -> Result<()> {
+    pub(crate) fn take_part(mut self, peer: Peer) -> Result<()> {
         let close = self.close;
         if self.narrow {
             peer.socket().set_recv_buffer_size(NARROW).context("narrow what can be heard")?;

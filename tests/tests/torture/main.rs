@@ -1,0 +1,99 @@
+//! Torture: hundreds of connections at once that do everything an app may do, in an order nobody
+//! foresaw, and whose every byte is checked. It takes nothing but this binary, the ambassador's
+//! (`AMBASSADOR_BIN`) and a loopback.
+//!
+//! By default it is a slice of some seconds a way; `AMBASSADOR_TORTURE=full` is all of it. What each
+//! connection does follows from a seed, which is printed; `AMBASSADOR_TORTURE_SEED` repeats it.
+
+mod conversation;
+mod interference;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::scope;
+use std::time::{Duration, Instant, SystemTime};
+
+use ambassador_tests::kernel::Kernel;
+use ambassador_tests::noise::Noise;
+use ambassador_tests::on_every_way;
+use ambassador_tests::way::Wire;
+use anyhow::{Context, Result, ensure};
+
+use conversation::Plan;
+
+on_every_way! { tcp: Tcp; every_byte_survives }
+on_every_way! { auto: Auto; every_byte_survives }
+
+/// No round takes so long, on a slow machine either.
+const ROUND: Duration = Duration::from_secs(180);
+
+fn every_byte_survives(wire: &Wire) -> Result<()> {
+    let _alone = alone();
+    let mut torture = Torture::new()?;
+    for _ in 0..torture.rounds {
+        torture.round(wire, Plan::of, || Ok(()))?;
+    }
+    torture.kernel.is_unharmed()
+}
+
+/// One test at a time: sockets are limited, and the kernel's memory is everybody's.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Rounds of conversations, all that there are or a slice of them.
+struct Torture {
+    rounds: u32,
+    at_once: u32,
+    seed: u64,
+    seeds: Noise,
+    kernel: Kernel,
+}
+
+impl Torture {
+    fn new() -> Result<Self> {
+        let full = std::env::var_os("AMBASSADOR_TORTURE").is_some_and(|extent| extent == "full");
+        let (rounds, at_once) = if full { (25, 200) } else { (2, 60) };
+        let seed = match std::env::var("AMBASSADOR_TORTURE_SEED") {
+            Ok(seed) => seed.parse().context("parse AMBASSADOR_TORTURE_SEED")?,
+            Err(_) => SystemTime::UNIX_EPOCH.elapsed().context("ask for a seed")?.as_secs(),
+        };
+        println!("AMBASSADOR_TORTURE_SEED={seed}");
+        Ok(Self { rounds, at_once, seed, seeds: Noise::new(seed), kernel: Kernel::watch()? })
+    }
+
+    /// One round, with what happens meanwhile, once all conversations have been opened.
+    fn round(
+        &mut self,
+        wire: &Wire,
+        plan: impl Fn(&mut Noise) -> Plan,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let began = Instant::now();
+        scope(|scope| {
+            let mut conversations = Vec::new();
+            for number in 0..self.at_once {
+                let mut plan = plan(&mut Noise::new(self.seeds.below(u64::MAX)));
+                let told = format!("connection {number}, {:?}", plan.course);
+                let (client, server) = plan.open(wire).with_context(|| told.clone())?;
+                let client = scope.spawn(move || plan.client.take_part(client));
+                let server = scope.spawn(move || plan.server.take_part(server));
+                conversations.push((told, client, server));
+            }
+            meanwhile()?;
+            for (told, client, server) in conversations {
+                let client = client.join().expect("a client does not panic");
+                let server = server.join().expect("a server does not panic");
+                // The failure of one is often that of the other.
+                ensure!(
+                    client.is_ok() && server.is_ok(),
+                    "{told}: the client: {client:#?}; the server: {server:#?}"
+                );
+            }
+            Ok(())
+        })
+        .with_context(|| format!("AMBASSADOR_TORTURE_SEED={}", self.seed))?;
+        ensure!(began.elapsed() < ROUND, "a round took {:?}", began.elapsed());
+        Ok(())
+    }
+}
