@@ -2,10 +2,14 @@
 
 use core::arch::asm;
 use core::mem::offset_of;
+use core::ptr::NonNull;
 
+use ambassador_ebpf::Address;
 use ambassador_ebpf::sockmap::Tuple;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_ops, sk_msg_md};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::bpf_sk_storage_get;
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
 
 const AF_INET: u32 = 2;
@@ -69,6 +73,19 @@ pub(crate) fn event_socket(ctx: &SockOpsContext) -> *mut bpf_sock {
     unsafe { field.sk }
 }
 
+/// What a map keeps for the socket that an event is about, if anything.
+#[inline(always)]
+pub(crate) fn event_storage<T>(ctx: &SockOpsContext, map: &SkStorage<T>) -> Option<NonNull<T>> {
+    let socket = event_socket(ctx);
+    if socket.is_null() {
+        return None;
+    }
+    let map = core::ptr::from_ref(map).cast_mut().cast();
+    // SAFETY: the helper takes this map and this socket; nothing is created.
+    let value = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0) };
+    NonNull::new(value.cast())
+}
+
 /// One word of a context. The compiler would join the loads of both families into one at a variable
 /// offset, and the verifier: "dereference of modified ctx ptr R9 off=24 disallowed".
 fn word<const OFFSET: usize>(context: *const u8) -> u32 {
@@ -88,5 +105,5 @@ fn word<const OFFSET: usize>(context: *const u8) -> u32 {
 
 /// `::ffff:a.b.c.d` of an address in network order.
 fn mapped(ipv4: u32) -> [u32; 4] {
-    [0, 0, 0xffff_u32.to_be(), ipv4]
+    Address::v4(ipv4, 0).ip
 }

@@ -161,7 +161,8 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
         true => IPV6,
     };
     let slot = choose(table, &Wish { families, now, turn }).ok_or(Miss::NoTarget)?;
-    let target = state(&slot.key).ok_or(Miss::NoRoom)?;
+    // Made now, because the lifecycle only counts in what is there.
+    state(&slot.key).ok_or(Miss::NoRoom)?;
     let mut flow = Flow {
         key: slot.key,
         started: now,
@@ -179,8 +180,6 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
     *stored = flow;
     // SAFETY: a field of a live element.
     counter::add(unsafe { &raw mut (*of_route).chosen }, 1);
-    // SAFETY: a field of a live element.
-    counter::add(unsafe { &raw mut (*target).chosen }, 1);
     Ok(&slot.key.address)
 }
 

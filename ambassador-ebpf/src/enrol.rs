@@ -13,11 +13,11 @@ use ambassador_ebpf::sockmap::{ANY_CLIENT, ListenerKey, place};
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG,
 };
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
-use crate::context::{event_socket, event_tuple};
+use crate::context::{event_socket, event_storage, event_tuple};
 use crate::maps::sockmap::{
     CLIENT_SOCKETS, ENROL_LISTENERS, ENROLLED, ORDERS, PROGRESS, UPLINK_TAGS,
 };
@@ -102,16 +102,7 @@ fn note_acknowledged(ctx: &SockOpsContext) -> Result<(), Miss> {
 
 /// The flow of a socket of ours to an upstream: 0 if it has none yet.
 fn flow_of(ctx: &SockOpsContext) -> Result<u64, Miss> {
-    let socket = event_socket(ctx);
-    if socket.is_null() {
-        return Err(Miss::Stranger);
-    }
-    let map = (&raw const UPLINK_TAGS).cast_mut().cast();
-    // SAFETY: the helper takes this map and this socket; nothing is created.
-    let tag = unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0) };
-    if tag.is_null() {
-        return Err(Miss::Stranger);
-    }
+    let tag = event_storage(ctx, &UPLINK_TAGS).ok_or(Miss::Stranger)?;
     // SAFETY: what the helper found is the map's value.
-    Ok(unsafe { tag.cast::<u64>().read_volatile() })
+    Ok(unsafe { tag.read_volatile() })
 }

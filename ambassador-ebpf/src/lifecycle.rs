@@ -21,18 +21,18 @@ use aya_ebpf::bindings::{
     BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK,
     BPF_TCP_SYN_SENT, bpf_sock_ops,
 };
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_storage_get};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 
+use crate::context::{event_storage, event_tuple};
 use crate::counter;
 use crate::maps::{ENDS, OPEN, REDIRECTED, TARGETS};
 use crate::rarely::rarely;
 
 /// What the kernel expects of a sock_ops program that has no reply to give.
 const OK: u32 = 1;
-const AF_INET6: u32 = 10;
 
 /// One event of one connection.
 #[sock_ops]
@@ -70,7 +70,7 @@ fn establish(ctx: &SockOpsContext) -> Option<()> {
     let flow = flow(ctx)?;
     // SAFETY: takes nothing.
     flow.established = unsafe { bpf_ktime_get_boot_ns() };
-    flow.local = local(ctx);
+    flow.local = local(ctx)?;
     if let Some(target) = TARGETS.get_ptr_mut(flow.key) {
         // SAFETY: a live element; whoever writes last has the newest word on it.
         unsafe { (*target).suspect_until = 0 };
@@ -114,8 +114,8 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let _: Result<(), i32> = OPEN.remove(cookie);
     if from == BPF_TCP_SYN_SENT {
-        flow.local = local(ctx);
         suspect(&flow.key);
+        flow.local = local(ctx)?;
     }
     let Some(mut told) = ENDS.reserve::<End>(0) else {
         let of_route = TARGETS.get_ptr_mut(TargetKey::of_route(flow.key.route))?;
@@ -190,36 +190,16 @@ fn count_active(key: &TargetKey, count: i64) {
 
 /// The app's end of the connection.
 #[inline(always)]
-fn local(ctx: &SockOpsContext) -> Address {
-    // All of them are read, and then one is chosen: else the compiler makes one load of two, through a
-    // pointer, and the verifier has "dereference of modified ctx ptr R5 off=60 disallowed".
-    macro_rules! field {
-        ($field:ident $([$at:literal])?) => {{
-            let place = &raw const ops(ctx).$field $([$at])?;
-            // SAFETY: made from a reference.
-            unsafe { place.read_volatile() }
-        }};
-    }
-    let port = u32::from((ctx.local_port() as u16).to_be());
-    let v4 = field!(local_ip4);
-    let ip =
-        [field!(local_ip6[0]), field!(local_ip6[1]), field!(local_ip6[2]), field!(local_ip6[3])];
-    if ctx.family() == AF_INET6 { Address { ip, port } } else { Address::v4(v4, port) }
+fn local(ctx: &SockOpsContext) -> Option<Address> {
+    let tuple = event_tuple(ctx)?;
+    Some(Address { ip: tuple.client, port: (tuple.client_port as u16).to_be().into() })
 }
 
 #[inline(always)]
 #[expect(clippy::mut_from_ref, reason = "the storage does not lie in the context")]
 fn flow(ctx: &SockOpsContext) -> Option<&mut Flow> {
-    // SAFETY: the field is valid in every event of a sock_ops program.
-    let sk = unsafe { ops(ctx).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return None;
-    }
-    let flows = (&raw const REDIRECTED).cast_mut().cast();
-    // SAFETY: the socket of the context lives as long as the program runs.
-    let flow = unsafe { bpf_sk_storage_get(flows, sk.cast(), core::ptr::null_mut(), 0) };
     // SAFETY: the storage lives as long as its socket, whose lock is held.
-    unsafe { flow.cast::<Flow>().as_mut() }
+    event_storage(ctx, &REDIRECTED).map(|mut flow| unsafe { flow.as_mut() })
 }
 
 #[inline(always)]

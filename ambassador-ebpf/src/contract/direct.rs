@@ -140,7 +140,7 @@ pub struct TargetKey {
 pub struct Target {
     /// Connections that are open or being opened.
     pub active: u64,
-    /// Connections chosen, over all time; of the route itself, the turn of its round.
+    /// Of the route itself: connections led elsewhere over all time, which is the turn of its round.
     pub chosen: u64,
     /// The boot-time clock's nanosecond until which it is suspected of not answering.
     pub suspect_until: u64,

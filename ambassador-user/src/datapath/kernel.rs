@@ -144,14 +144,7 @@ impl Kernel {
             Some(why) => Err(why.to_owned()),
             None => Ok(Sockmap::new(&mut maps, inflight)?),
         };
-        tables.found(Settings {
-            version: VERSION,
-            kept: kept.into(),
-            netns_cookie: netns_cookie()?,
-            fresh_until: 0,
-            cgroup: cgroup::inode(cgroup)?,
-            object: own_hash()?,
-        })?;
+        tables.found(settings(cgroup, kept)?)?;
         let hold = match pinned {
             Ok(pins) => Hold::Pins { pins, kept },
             Err(error) if kept => return Err(error),
@@ -302,6 +295,18 @@ pub fn netns_cookie() -> Result<u64> {
         return Err(error).context("ask for the network namespace's cookie (Linux 5.14 or later)");
     }
     Ok(cookie)
+}
+
+/// What this process says of tables that it has loaded for a cgroup.
+pub fn settings(cgroup: &Path, kept: bool) -> Result<Settings> {
+    Ok(Settings {
+        version: VERSION,
+        kept: kept.into(),
+        netns_cookie: netns_cookie()?,
+        fresh_until: 0,
+        cgroup: cgroup::inode(cgroup)?,
+        object: own_hash()?,
+    })
 }
 
 fn own_hash() -> Result<[u8; 32]> {

@@ -18,7 +18,7 @@ use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkMsg, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use super::messages::{self, Messages};
-use super::sockmap::layout;
+use super::sockmap::layout::{self, Layout};
 use super::{object, obstacle};
 
 /// The programs on connect(2) and getpeername(2).
@@ -49,12 +49,15 @@ impl Programs {
     /// Loads all, with room for the tables of as many routes.
     pub fn load(routes: u32) -> Result<Self> {
         let object = object().context("this binary was built without the eBPF object")?;
-        // Without it a connection from IPv6 to IPv4 is left to user space, which is no reason to fail.
-        let ipv6only_bit =
-            if obstacle::may_trace() { layout::ipv6only_bit().unwrap_or(0) } else { 0 };
         let layout = obstacle::may_trace()
             .then(layout::of_this_kernel)
             .unwrap_or_else(|| bail!("not permitted to read sockets; grant CAP_PERFMON"));
+        let (layout, ipv6only_bit) = match layout {
+            Ok(Layout { sockets, ipv6only_bit }) => (sockets, ipv6only_bit),
+            Err(error) => (Err(error), Ok(0)),
+        };
+        // Without it a connection from IPv6 to IPv4 is left to user space, which is no reason to fail.
+        let ipv6only_bit = ipv6only_bit.unwrap_or(0);
         let known = *layout.as_ref().unwrap_or(&SocketLayout::default());
         let mut kernel = EbpfLoader::new()
             .override_global(IPV6ONLY_BIT, &ipv6only_bit, true)

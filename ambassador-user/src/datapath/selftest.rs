@@ -8,14 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ambassador_ebpf::VERSION;
 use anyhow::{Context, Result, bail, ensure};
 use socket2::{Domain, Socket, Type};
 
-use super::cgroup::{self, Visit};
+use super::cgroup::Visit;
 use super::kernel;
 use super::programs::Programs;
-use super::tables::{End, Ends, IN_ORDER, Plan, Policy, Settings, Tables, from_kernel, route_id};
+use super::tables::{End, Ends, IN_ORDER, Plan, Policy, Tables, from_kernel, route_id};
 
 pub use sockmap::{Found, sockmap};
 
@@ -28,6 +27,12 @@ pub struct Check {
     pub name: &'static str,
     /// Why it failed, if it did.
     pub failure: Option<String>,
+}
+
+impl Check {
+    fn of(name: &'static str, tried: Result<()>) -> Self {
+        Self { name, failure: tried.err().map(|error| format!("{error:#}")) }
+    }
 }
 
 type Attempt = fn(&mut Bench) -> Result<()>;
@@ -55,10 +60,7 @@ pub fn direct(cgroup: &Path) -> Result<Vec<Check>> {
         ("bytes are counted and the end is told", Bench::tells_the_end),
         ("nothing is redirected once that is over", Bench::closes),
     ];
-    let checks = tries.into_iter().map(|(name, attempt)| Check {
-        name,
-        failure: attempt(&mut bench).err().map(|error| format!("{error:#}")),
-    });
+    let checks = tries.into_iter().map(|(name, attempt)| Check::of(name, attempt(&mut bench)));
     Ok(checks.collect())
 }
 
@@ -80,14 +82,7 @@ impl Bench {
         let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
         let links = programs.attach(&opened)?;
         let (mut tables, ends) = Tables::new(&mut programs.maps())?;
-        tables.found(Settings {
-            version: VERSION,
-            kept: 0,
-            netns_cookie: kernel::netns_cookie()?,
-            fresh_until: 0,
-            cgroup: cgroup::inode(cgroup)?,
-            object: [0; 32],
-        })?;
+        tables.found(kernel::settings(cgroup, false)?)?;
         let (routed, upstream) = (listen(Ipv4Addr::LOCALHOST)?, listen(Ipv4Addr::LOCALHOST)?);
         let routed6 = listen(Ipv6Addr::LOCALHOST).ok();
         let mut listeners = vec![(routed.local_addr()?, 0)];

@@ -25,6 +25,7 @@ use tracing::debug;
 
 use super::kernel::netns_cookie;
 use super::programs::Maps;
+use super::tables::to_kernel;
 use crate::config::InFlight;
 use crate::proxy::shortcut::{Shortcut, Shortcuts};
 use flow::Flow;
@@ -160,7 +161,7 @@ impl Tables {
     fn listener(&self, address: SocketAddr) -> ListenerKey {
         ListenerKey {
             netns: self.netns,
-            address: words(address),
+            address: to_kernel(address).ip,
             port: address.port().into(),
             _zero: 0,
         }
@@ -180,22 +181,9 @@ fn tuple(accepted: BorrowedFd<'_>) -> Result<Tuple> {
     let listener = socket.local_addr().context("ask for the address")?.as_socket();
     let (client, listener) = client.zip(listener).context("it is not a TCP socket")?;
     Ok(Tuple {
-        client: words(client),
-        listener: words(listener),
+        client: to_kernel(client).ip,
+        listener: to_kernel(listener).ip,
         client_port: client.port().into(),
         listener_port: listener.port().into(),
     })
-}
-
-/// An address as the contract wants it: in network order, IPv4 as `::ffff:a.b.c.d`.
-fn words(address: SocketAddr) -> [u32; 4] {
-    let octets = match address {
-        SocketAddr::V4(address) => address.ip().to_ipv6_mapped().octets(),
-        SocketAddr::V6(address) => address.ip().octets(),
-    };
-    let mut words = [0; 4];
-    for (word, octets) in words.iter_mut().zip(octets.as_chunks().0) {
-        *word = u32::from_ne_bytes(*octets);
-    }
-    words
 }

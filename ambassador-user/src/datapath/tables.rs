@@ -289,7 +289,7 @@ fn round(slots: &[Slot]) -> ([u8; TURNS], u32) {
 }
 
 /// As the kernel half has it.
-fn to_kernel(address: SocketAddr) -> Address {
+pub(super) fn to_kernel(address: SocketAddr) -> Address {
     let port = u32::from(address.port().to_be());
     match address.ip() {
         IpAddr::V4(ip) => Address::v4(u32::from_ne_bytes(ip.octets()), port),

@@ -49,10 +49,7 @@ pub fn sockmap(cgroup: &Path) -> Result<Found> {
         ("a client's end is heard", Bench::hears_the_end),
         ("a blocking client is left alone", Bench::leaves_blocking_clients_alone),
     ];
-    let checks = tries.into_iter().map(|(name, attempt)| Check {
-        name,
-        failure: attempt(&bench).err().map(|error| format!("{error:#}")),
-    });
+    let checks = tries.into_iter().map(|(name, attempt)| Check::of(name, attempt(&bench)));
     let checks = checks.collect();
     Ok(Found { checks, counts_waiting_bytes: bench.counts_waiting_bytes().unwrap_or(false) })
 }

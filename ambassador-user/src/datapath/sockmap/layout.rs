@@ -22,16 +22,22 @@ const ENUM64: u32 = 19;
 /// Unnamed structures within each other; the kernel's are two deep.
 const MOST_NESTED: u8 = 8;
 
-/// The layout of the running kernel.
-pub fn of_this_kernel() -> Result<SocketLayout> {
-    let bytes = fs::read(VMLINUX).with_context(|| format!("read {VMLINUX}"))?;
-    find(&bytes).with_context(|| format!("find the layout of sockets in {VMLINUX}"))
+/// What the programs are told of the running kernel.
+pub struct Layout {
+    pub sockets: Result<SocketLayout>,
+    /// Where `skc_ipv6only` lies, in bits from the start of any socket; the lowest bit of a byte first.
+    pub ipv6only_bit: Result<u32>,
 }
 
-/// Where `skc_ipv6only` lies, in bits from the start of any socket; the lowest bit of a byte first.
-pub fn ipv6only_bit() -> Result<u32> {
+/// The layout of the running kernel. Its description is several megabytes, so it is read once for both.
+pub fn of_this_kernel() -> Result<Layout> {
     let bytes = fs::read(VMLINUX).with_context(|| format!("read {VMLINUX}"))?;
-    let btf = Btf::parse(&bytes)?;
+    let btf = Btf::parse(&bytes).with_context(|| format!("read {VMLINUX}"))?;
+    let sockets = sockets(&btf).with_context(|| format!("find the layout of sockets in {VMLINUX}"));
+    Ok(Layout { sockets, ipv6only_bit: ipv6only_bit(&btf) })
+}
+
+fn ipv6only_bit(btf: &Btf<'_>) -> Result<u32> {
     let common = btf.named(STRUCT, "sock_common")?;
     let (bit, _) = btf.member(common, "skc_ipv6only", MOST_NESTED).context("find skc_ipv6only")?;
     let bit = u32::try_from(bit).context("find skc_ipv6only")?;
@@ -39,8 +45,7 @@ pub fn ipv6only_bit() -> Result<u32> {
     Ok(if cfg!(target_endian = "big") { bit / 8 * 8 + (7 - bit % 8) } else { bit })
 }
 
-fn find(bytes: &[u8]) -> Result<SocketLayout> {
-    let btf = Btf::parse(bytes)?;
+fn sockets(btf: &Btf<'_>) -> Result<SocketLayout> {
     let sock = ["inet_conn", "icsk_inet", "sk"];
     let of_sock = |path: &[&str]| btf.offset("tcp_sock", &[&sock, path].concat());
     Ok(SocketLayout {
@@ -199,6 +204,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn find(bytes: &[u8]) -> Result<SocketLayout> {
+        sockets(&Btf::parse(bytes)?)
+    }
 
     #[test]
     fn what_is_not_btf_is_refused_in_words() {
