@@ -1,5 +1,6 @@
 //! What is told of a connection that the ambassador never touches: exact bytes, however it ends, once.
 
+use ambassador::sockets::each_connection;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -11,6 +12,9 @@ use ambassador_tests::place::Place;
 use ambassador_tests::wait::{SOON, until, until_true};
 
 use crate::{ROUTE, loopback, start, the_connection};
+
+/// Of include/net/tcp_states.h.
+const FIN_WAIT2: u8 = 5;
 
 const UP: usize = 12_345;
 const DOWN: usize = 54_321;
@@ -137,12 +141,17 @@ fn the_bytes_of_an_open_connection_are_told_and_not_counted_again() -> Result<()
     ensure!((&route["bytes_up"], &route["bytes_down"]) == (&UP.into(), &DOWN.into()), "{status}");
     ensure!(route["endpoints"][0]["connections"] == 1, "{status}");
 
-    // A half-close sends no byte, though it takes a sequence number.
-    for (peer, other) in [(&client, &server), (&server, &client)] {
-        peer.finish()?;
-        other.hear_end()?;
-        ensure!(totals(&ambassador)? == sent, "{:?}", totals(&ambassador)?);
-    }
+    // A half-close sends no byte, though it takes a sequence number, once that is acknowledged.
+    client.finish()?;
+    until_true("the acknowledgement of the client's end", || {
+        let (cookie, mut acknowledged) = (client.socket().cookie()?, false);
+        each_connection(|it| acknowledged |= it.cookie == cookie && it.state == FIN_WAIT2)?;
+        Ok(acknowledged)
+    })?;
+    ensure!(totals(&ambassador)? == sent, "{:?}", totals(&ambassador)?);
+    server.finish()?;
+    client.hear_end()?;
+    ensure!(totals(&ambassador)? == sent, "{:?}", totals(&ambassador)?);
     drop((client, server));
     until_true("the record", || Ok(ambassador.access_records("tier", "direct")?.len() == 1))?;
     ensure!(totals(&ambassador)? == sent, "{:?} after {sent:?}", totals(&ambassador)?);
