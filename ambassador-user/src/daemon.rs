@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{control, http};
 use crate::config::{self, Config, Control, Listen, Tier};
-use crate::datapath::kernel::{Hold, Kernel};
+use crate::datapath::kernel::{self, Hold, Kernel};
 use crate::direct::Direct;
 use crate::drain::{self, Phase, Trigger};
 use crate::metrics::Metrics;
@@ -70,10 +70,12 @@ pub fn run(config: &Config, telemetry: &Telemetry) -> Result<ExitCode> {
     code
 }
 
-/// The kernel half, if a route can use it; or why not.
+/// The kernel half, if a route can use it, or if an ambassador before this one left it: that would go on
+/// by the routes of then. Or why there is none.
 fn open_kernel(config: &Config) -> Result<Kernel, String> {
     let all_work = Ladder::default();
-    if !config.routes.iter().any(|it| all_work.choose(it, it.tier).tier >= Tier::Sockmap) {
+    let used = config.routes.iter().any(|it| all_work.choose(it, it.tier).tier >= Tier::Sockmap);
+    if !used && !kernel::is_pinned(&config.acceleration) {
         return Err("no route can use it".to_owned());
     }
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);

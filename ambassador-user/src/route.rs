@@ -1,7 +1,7 @@
 //! One route as it runs: its upstream, the tier in force, its limit and its figures.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub struct Route {
     choice: RwLock<Choice>,
     refused: Throttle,
     active: AtomicU32,
+    /// Whether clients may come that the kernel has made ready for a shortcut.
+    prepares: AtomicBool,
     /// Whoever makes connections past us: they count for the limit too.
     past_us: OnceLock<PastUs>,
 }
@@ -63,6 +65,7 @@ impl Route {
             choice: RwLock::new(choice),
             refused: Throttle::default(),
             active: AtomicU32::new(0),
+            prepares: AtomicBool::new(false),
             past_us: OnceLock::new(),
         })
     }
@@ -77,12 +80,28 @@ impl Route {
         self.choice.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What carries connections that come to our listeners.
+    pub fn relay(&self) -> Tier {
+        self.choice.read().unwrap_or_else(PoisonError::into_inner).relay
+    }
+
     /// Keeps new connections to a tier, within what the configuration allows.
     pub fn limit(&self, limit: TierLimit, ladder: &Ladder) {
         let choice = ladder.choose(&self.meant, self.meant.tier.and(limit));
         info!(route = %self.name, tier = %choice.tier, "carried from now on ({})", choice.reason());
         self.metrics.carried_by(&choice);
         *self.choice.write().unwrap_or_else(PoisonError::into_inner) = choice;
+    }
+
+    /// Says that from now on the kernel makes clients ready for a shortcut. When it does no more, those
+    /// that it has made ready before may still come.
+    pub fn prepares_clients(&self) {
+        self.prepares.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a client may come that is ready for a shortcut, whatever the tier in force.
+    pub fn may_have_prepared(&self) -> bool {
+        self.prepares.load(Ordering::Relaxed)
     }
 
     /// As it was configured.
@@ -97,7 +116,7 @@ impl Route {
         let place = self.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
             (active.saturating_add(past_us) < limit).then_some(active + 1)
         });
-        let tier = self.choice.read().unwrap_or_else(PoisonError::into_inner).relay;
+        let tier = self.relay();
         if place.is_err() {
             self.metrics.of(tier).ended("", "refused");
             if let Some(count) = self.refused.say_now() {

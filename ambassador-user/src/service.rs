@@ -52,7 +52,7 @@ impl Service {
             direct.update();
         }
         self.enrol()?;
-        self.connections.close_shortcuts(|route| route.choice().relay != Tier::Sockmap);
+        self.connections.close_shortcuts(|route| route.relay() != Tier::Sockmap);
         Ok(())
     }
 
@@ -60,7 +60,7 @@ impl Service {
     pub fn enrol(&self) -> Result<()> {
         let Some(sockmap) = &self.sockmap else { return Ok(()) };
         for route in &self.routes {
-            let whom = match route.choice().relay {
+            let whom = match route.relay() {
                 Tier::Sockmap if route.meant().tier == TierLimit::AtMost(Tier::Sockmap) => {
                     Enrol::Anybody
                 }
@@ -68,6 +68,9 @@ impl Service {
                 Tier::Sockmap => Enrol::Unnoticed,
                 _ => Enrol::Nobody,
             };
+            if whom != Enrol::Nobody {
+                route.prepares_clients();
+            }
             for address in route.meant().listen.iter().flat_map(loopback) {
                 sockmap.enrol(address, whom).with_context(|| format!("route {}", route.name))?;
             }

@@ -106,6 +106,21 @@ fn the_next_ambassador_s_routes_replace_those_of_one_that_was_killed() -> Result
 }
 
 #[test]
+fn the_next_ambassador_s_lower_tier_is_obeyed() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    drop(scene.launch()?.start()?);
+    let next = Launch::new(&scene.place)?.flag("--instance", INSTANCE).flag("--tier", "splice");
+    let next = next.route(format!("routed:{}={}", scene.route, scene.echo.address())).start()?;
+    let client = scene.connect()?;
+    ensure!(tiers(&next)? == ["splice"], "{:?}", tiers(&next)?);
+    drop(client);
+    next.end()?;
+    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+    Ok(())
+}
+
+#[test]
 fn a_dead_ambassador_s_table_closes_when_it_is_stale() -> Result<()> {
     needs!(Direct);
     let scene = Scene::new()?;

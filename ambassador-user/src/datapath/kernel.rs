@@ -259,6 +259,11 @@ fn examine_pins() -> Option<Examined> {
     Some(Examined { direct: adopted(), sockmap: sockmap.map_err(anyhow::Error::msg) })
 }
 
+/// Whether anything is pinned for this instance.
+pub fn is_pinned(acceleration: &Acceleration) -> bool {
+    instance(acceleration).is_ok_and(|instance| Pins::exist(&instance))
+}
+
 fn instance(acceleration: &Acceleration) -> Result<String, Obstacle> {
     match &acceleration.instance {
         Some(name) => Ok(name.to_string()),

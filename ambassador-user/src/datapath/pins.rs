@@ -41,6 +41,11 @@ pub struct Owner {
 }
 
 impl Pins {
+    /// Whether there are any of an instance.
+    pub fn exist(instance: &str) -> bool {
+        Path::new(DIRECTORY).join(instance).exists()
+    }
+
     /// Those of an instance, if there are any.
     pub fn find(instance: &str) -> Result<Option<Self>> {
         let directory = Path::new(DIRECTORY).join(instance);

@@ -46,7 +46,7 @@ pub enum Enrol {
 pub struct Sockmap(Arc<Kernel>);
 
 impl Sockmap {
-    /// On the maps of a loaded object, or of its pins. Flows of a process that is no more end.
+    /// On the maps of a loaded object, or of its pins. Flows and listeners of a process that is no more end.
     pub fn new(maps: &mut Maps, limits: InFlight) -> Result<Self> {
         let orders = Shared::new(maps, ORDERS, size_of::<Orders>())?;
         let progress = Shared::new(maps, PROGRESS, size_of::<Progress>())?;
@@ -64,6 +64,10 @@ impl Sockmap {
         let ended: Vec<_> = tables.flows.keys().filter_map(Result::ok).collect();
         for tuple in ended {
             let _ = tables.flows.remove(&tuple);
+        }
+        let gone: Vec<_> = tables.listeners.keys().filter_map(Result::ok).collect();
+        for listener in gone {
+            let _ = tables.listeners.remove(&listener);
         }
         Ok(Self(Arc::new(Kernel {
             orders,
@@ -107,10 +111,17 @@ impl Shortcuts for Sockmap {
             Ok(flow) => Some(Arc::new(flow)),
             Err(error) => {
                 debug!("no uplink: {error:#}");
-                // Nothing was redirected, so its socket may become an ordinary one at once.
-                let _ = self.0.tables().clients.remove(&tuple);
+                self.0.hand_back(&tuple);
                 None
             }
+        }
+    }
+
+    fn decline(&self, client: BorrowedFd<'_>) {
+        if let Ok(tuple) = tuple(client)
+            && self.0.take_enrolled(&tuple).is_some()
+        {
+            self.0.hand_back(&tuple);
         }
     }
 }
@@ -150,6 +161,12 @@ impl Kernel {
         let flags = tables.enrolled.get(tuple, 0).ok()?;
         tables.enrolled.remove(tuple).ok()?;
         Some(flags)
+    }
+
+    /// Makes a client's socket an ordinary one again. Nothing of it may be under way.
+    fn hand_back(&self, client: &Tuple) {
+        // It fails if the socket is closed already.
+        let _ = self.tables().clients.remove(client);
     }
 
     fn take_place(&self) -> Option<u32> {

@@ -94,9 +94,17 @@ impl Connections {
             outcome: Outcome::Cut,
         };
         let tier = about.admission.tier;
+        let route = about.route();
+        let shortcuts = shared.shortcuts.as_ref().filter(|_| route.may_have_prepared());
+        if tier < Tier::Sockmap
+            && let Some(shortcuts) = shortcuts
+        {
+            // It connected just before its route was lowered.
+            shortcuts.decline(client.as_fd());
+        }
         let means = Means {
             pipes: (tier >= Tier::Splice).then(|| Arc::clone(&shared.pipes)),
-            shortcuts: shared.shortcuts.clone().filter(|_| tier >= Tier::Sockmap),
+            shortcuts: shortcuts.filter(|_| tier >= Tier::Sockmap).cloned(),
         };
         // Held over the spawn: the task's record takes itself out, which must not come first.
         let mut live = self.live();
@@ -226,7 +234,7 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     // Set once, here.
     let _ = about.endpoint.set(Arc::clone(lease.endpoint().label()));
 
-    record.outcome = match pair.relay(&means, &about.traffic, route.idle_timeout).await {
+    record.outcome = match pair.relay(&means, &about).await {
         Ok(()) => Outcome::Ok,
         Err(Broken::Client(error)) => {
             debug!(route = %route.name, peer = %about.peer, "client: {error}");
@@ -247,12 +255,8 @@ struct Pair {
 }
 
 impl Pair {
-    async fn relay(
-        &mut self,
-        means: &Means,
-        traffic: &Traffic,
-        idle_timeout: Option<Duration>,
-    ) -> Result<(), Broken> {
+    async fn relay(&mut self, means: &Means, about: &About) -> Result<(), Broken> {
+        let (route, traffic) = (about.route(), &about.traffic);
         let (Some(client), Some(upstream)) = (&self.client, &self.upstream) else {
             return Ok(());
         };
@@ -260,9 +264,13 @@ impl Pair {
             && let Some(shortcut) = shortcuts.open(client.as_fd(), upstream.as_fd())
         {
             // Set once, here.
-            let _ = traffic.shortcut.set(shortcut);
+            let shortcut = traffic.shortcut.get_or_init(|| shortcut);
+            // Whoever lowers a route closes what is set by then; after that it is seen here.
+            if route.relay() < Tier::Sockmap {
+                shortcut.close();
+            }
         }
-        relay(client, upstream, means.pipes.as_ref(), traffic, idle_timeout).await?;
+        relay(client, upstream, means.pipes.as_ref(), traffic, route.idle_timeout).await?;
         // In order: dropping a socket sends its FIN.
         self.client = None;
         self.upstream = None;

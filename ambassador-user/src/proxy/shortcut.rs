@@ -30,6 +30,9 @@ pub trait Shortcuts: Debug + Send + Sync {
 
     /// Opens a shortcut from the client of an accepted socket to the upstream, if it can have one.
     fn open(&self, client: BorrowedFd<'_>, upstream: BorrowedFd<'_>) -> Option<Arc<dyn Shortcut>>;
+
+    /// Makes the client's socket an ordinary one again, if it was made ready for a shortcut: it gets none.
+    fn decline(&self, client: BorrowedFd<'_>);
 }
 
 /// The shortcut of one connection. It ends when it is dropped.

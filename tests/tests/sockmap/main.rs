@@ -1,6 +1,7 @@
 //! The `sockmap` tier from inside: which clients are taken, what passes user space by, what is held back,
 //! and how a connection is given back. What it owes a connection is told by `relay.rs`, on every way.
 
+mod lowered;
 mod tier;
 
 use std::io::Write;

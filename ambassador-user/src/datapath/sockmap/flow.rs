@@ -129,8 +129,7 @@ impl Flow {
     /// Makes A an ordinary socket again, once.
     fn hand_back(&self) {
         if !self.handed_back.swap(true, Ordering::Relaxed) {
-            // It fails if A is closed already.
-            let _ = self.kernel.tables().clients.remove(&self.tuple);
+            self.kernel.hand_back(&self.tuple);
         }
     }
 }
