@@ -198,7 +198,7 @@ async fn serve(
         tokio::spawn(control::serve(listener, handler));
     }
     if let Some(hold) = &mut hold {
-        hold.outlive();
+        hold.outlive().context("pin the kernel half")?;
     }
     info!(routes = config.routes.len(), "ready");
     let code = end(config.drain, &service, trigger, accepting, stops, &hold).await;

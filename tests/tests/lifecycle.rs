@@ -171,6 +171,34 @@ fn what_was_loaded_is_taken_over_without_privileges() -> Result<()> {
 }
 
 #[test]
+fn what_was_loaded_stays_in_force_when_it_cannot_be_replaced() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let cgroup = cgroup::of_this_process()?;
+    scene.load(INSTANCE, cgroup)?.success()?;
+    drop(scene.launch()?.by_user(USER)?.start()?);
+    let pinned = scene.pinned()?;
+    let fails = |wrapper: &[&str], cgroup: &Path, why: &str| {
+        let told = scene.load_under(wrapper, INSTANCE, cgroup)?;
+        ensure!(told.stderr.contains(why), "{told:?}");
+        ensure!(scene.pinned()? == pinned, "{:?} is not {pinned:?}", scene.pinned()?);
+        scene.connect().context("connect by the last good table").map(drop)
+    };
+    fails(&[], Path::new("/nowhere"), "is not a cgroup v2 directory")?;
+    fails(&["prlimit", "--nofile=32:32", "--"], cgroup, "Too many open files")?;
+    let remount = |how: &str| run(scene.place.command("mount").args(["-o", how, BPFFS]), SOON);
+    remount("remount,ro,bind")?;
+    fails(&[], cgroup, "Read-only file system")?;
+    remount("remount,rw,bind")?;
+
+    scene.load(INSTANCE, cgroup)?.success()?;
+    ensure!(scene.pinned()? == pinned, "{:?} is not {pinned:?}", scene.pinned()?);
+    ensure!(scene.route.connect().is_err(), "redirected by what was replaced");
+    let _again = scene.launch()?.by_user(USER)?.start()?;
+    scene.connect().map(drop)
+}
+
+#[test]
 fn what_was_loaded_for_one_user_is_closed_to_another() -> Result<()> {
     needs!(Direct);
     let scene = Scene::new()?;
@@ -205,6 +233,35 @@ fn what_is_in_use_is_left_to_its_user() -> Result<()> {
     let _client = scene.connect()?;
     ensure!(tiers(&ambassador)? == ["direct"]);
     Ok(())
+}
+
+#[test]
+fn a_stranger_cannot_keep_an_instance_from_its_user() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    let id = STRANGER.to_string();
+    let mut held = Vec::new();
+    for pin in scene.pinned()? {
+        let mut locking = scene.place.command("setpriv");
+        locking.args(["--reuid", &id, "--regid", &id, "--clear-groups", "flock", "--no-fork"]);
+        locking.arg("--nonblock").arg(format!("{BPFFS}/ambassador/{pin}")).args([
+            "sh",
+            "-c",
+            "echo; exec sleep 60",
+        ]);
+        let mut process = Process::start(&mut locking)?;
+        until_true("a lock, or a refusal", || {
+            Ok(!process.stdout().is_empty() || process.ended()?.is_some())
+        })?;
+        if process.ended()?.is_none() {
+            held.push((pin, process));
+        }
+    }
+    let names: Vec<_> = held.iter().map(|(pin, _)| &pin[..]).collect();
+    ensure!(names == [INSTANCE, &format!("{INSTANCE}/maps")], "{names:?}");
+    let _ambassador = scene.launch()?.by_user(USER)?.start()?;
+    scene.connect().map(drop)
 }
 
 #[test]
@@ -311,19 +368,17 @@ impl Scene {
     }
 
     fn load(&self, instance: &str, cgroup: &Path) -> Result<Finished> {
+        self.load_under(&[], instance, cgroup)
+    }
+
+    /// The same by another program, such as `prlimit`, that replaces itself by what follows it.
+    fn load_under(&self, wrapper: &[&str], instance: &str, cgroup: &Path) -> Result<Finished> {
+        let binary = ambassador::binary()?.to_string_lossy();
         let (user, cgroup) = (format!("{USER}:{USER}"), cgroup.to_string_lossy());
         let route = format!("{}={}", self.route, self.echo.address());
-        self.command(&[
-            "load",
-            "--for",
-            &user,
-            "--instance",
-            instance,
-            "--cgroup",
-            &cgroup,
-            "--route",
-            &route,
-        ])
+        let load = [&binary, "load", "--for", &user, "--instance", instance];
+        let words = [wrapper, &load, &["--cgroup", &cgroup, "--route", &route]].concat();
+        Process::start(self.place.command(words[0]).args(&words[1..]))?.finish(SOON)
     }
 
     fn command(&self, words: &[&str]) -> Result<Finished> {

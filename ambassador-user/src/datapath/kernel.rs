@@ -200,9 +200,15 @@ impl Hold {
     }
 
     /// From now on the programs stay attached when this process dies.
-    pub fn outlive(&mut self) {
-        if let Self::Pins { pins, .. } = self {
-            pins.outlive();
+    pub fn outlive(&mut self) -> Result<()> {
+        self.replace(None)
+    }
+
+    /// The same, in the place of what was pinned before.
+    fn replace(&mut self, before: Option<Pins>) -> Result<()> {
+        match self {
+            Self::Process { .. } => Ok(()),
+            Self::Pins { pins, .. } => pins.outlive(before),
         }
     }
 
@@ -216,17 +222,14 @@ impl Hold {
 }
 
 /// Loads, tries, attaches and pins, for a user whose ambassador takes over. What was pinned before is
-/// replaced.
+/// replaced, once all that has succeeded.
 pub fn load_for(config: &Config, owner: Owner) -> Result<(), Obstacle> {
     obstacle::to_load()?;
     let before = Pins::find(&instance(&config.acceleration)?).map_err(Obstacle::NotOurs)?;
-    if let Some(before) = before {
-        before.remove().map_err(Obstacle::NotOurs)?;
-    }
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
     let mut kernel =
         Kernel::load(&config.acceleration, routes.saturating_add(SPARE_ROUTES), owner, true)?;
-    kernel.hold.outlive();
+    kernel.hold.replace(before).map_err(Obstacle::NotOurs)?;
     if let Hold::Pins { pins, .. } = &kernel.hold {
         info!(uid = owner.uid, gid = owner.gid, "pinned at {}", pins.directory().display());
     }

@@ -4,9 +4,11 @@
 //! ```text
 //! /sys/fs/bpf/ambassador/INSTANCE/maps/NAME    files of the user who runs the ambassador, mode 0600
 //!                                 links/NAME   files of whoever loaded it: only they detach
+//!                                 lock/        that user's directory, mode 0700
+//!                        INSTANCE~/            the same, until it takes the place of INSTANCE
 //! ```
 //! The files' owner and mode are the boundary: whoever may open a map's file may change the map. Whoever
-//! runs an instance holds a lock on its directory.
+//! runs an instance has its lock/ locked, which nobody else may open.
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -23,14 +25,17 @@ use super::programs::{Links, Maps};
 
 /// All instances.
 pub const DIRECTORY: &str = "/sys/fs/bpf/ambassador";
+/// In the directory of an instance.
+const LOCK: &str = "lock";
 
 /// An instance's directory, locked while this lives.
 #[derive(Debug)]
 pub struct Pins {
     directory: PathBuf,
     _lock: File,
-    /// Made by this process, for which it may yet turn out that nobody will serve it: removed when dropped.
-    provisional: bool,
+    /// Made by this process, for which it may yet turn out that nobody will serve it: removed when
+    /// dropped. Where it is to be.
+    provisional: Option<PathBuf>,
 }
 
 /// Who may use what is pinned.
@@ -49,23 +54,20 @@ impl Pins {
     /// Those of an instance, if there are any.
     pub fn find(instance: &str) -> Result<Option<Self>> {
         let directory = Path::new(DIRECTORY).join(instance);
-        match File::open(&directory) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("open {}", directory.display())),
-            Ok(opened) => Self::lock(directory, opened).map(Some),
-        }
+        Self::exist(instance).then(|| Self::lock(directory)).transpose()
     }
 
-    /// Pins maps and links for a user, until [`Pins::outlive`].
+    /// Pins maps and links for a user, beside what may be there, until [`Pins::outlive`].
     pub fn make(instance: &str, maps: &Maps, links: Links, owner: Owner) -> Result<Self> {
         // As /tmp: ambassadors of several users may share a node's bpffs.
         make_directory(Path::new(DIRECTORY), 0o1777)?;
-        let directory = Path::new(DIRECTORY).join(instance);
-        make_directory(&directory, 0o755)?;
-        let opened =
-            File::open(&directory).with_context(|| format!("open {}", directory.display()))?;
-        let mut pins = Self::lock(directory, opened)?;
-        pins.provisional = true;
+        // No instance has such a name.
+        let beside = Path::new(DIRECTORY).join(format!("{instance}~"));
+        make_directory(&beside, 0o755)?;
+        let mut pins = Self::lock(beside)?;
+        pins.provisional = Some(Path::new(DIRECTORY).join(instance));
+        // Of somebody who was killed before it was in place.
+        pins.remove_parts()?;
         pins.fill(maps, links, owner)?;
         Ok(pins)
     }
@@ -111,46 +113,73 @@ impl Pins {
         Ok(maps)
     }
 
-    /// From now on they stay when this is dropped, however the process ends.
-    pub fn outlive(&mut self) {
-        self.provisional = false;
+    /// From now on they stay when this is dropped, however the process ends; in the place of these, if
+    /// there were any.
+    pub fn outlive(&mut self, before: Option<Self>) -> Result<()> {
+        let Some(place) = self.provisional.clone() else { return Ok(()) };
+        let moved = match &before {
+            // Whoever looks finds the one or the other.
+            Some(_) => exchange(&self.directory, &place).context("which takes Linux 5.17 or later"),
+            None => fs::rename(&self.directory, &place).map_err(anyhow::Error::new),
+        };
+        moved.with_context(|| format!("put what was loaded into {}", place.display()))?;
+        self.provisional = None;
+        let beside = std::mem::replace(&mut self.directory, place);
+        let Some(mut before) = before else { return Ok(()) };
+        before.directory = beside;
+        before.remove()
     }
 
     /// Detaches and removes all; connections that are open stay.
     pub fn remove(mut self) -> Result<()> {
-        self.outlive();
+        self.provisional = None;
         self.remove_files()
     }
 
     fn remove_files(&self) -> Result<()> {
-        for part in ["links", "maps"] {
-            let part = self.directory.join(part);
-            for path in list(&part)? {
-                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-            }
-            if part.exists() {
-                fs::remove_dir(&part).with_context(|| format!("remove {}", part.display()))?;
-            }
-        }
-        fs::remove_dir(&self.directory)
-            .with_context(|| format!("remove {}", self.directory.display()))?;
+        self.remove_parts()?;
+        remove_directory(&self.directory.join(LOCK))?;
+        remove_directory(&self.directory)?;
         // The last one out. Others may be there, or come just now.
         let _ = fs::remove_dir(DIRECTORY);
         Ok(())
     }
 
-    fn lock(directory: PathBuf, opened: File) -> Result<Self> {
+    fn remove_parts(&self) -> Result<()> {
+        for part in ["links", "maps"] {
+            let part = self.directory.join(part);
+            for path in list(&part)? {
+                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+            remove_directory(&part)?;
+        }
+        Ok(())
+    }
+
+    fn lock(directory: PathBuf) -> Result<Self> {
+        let path = directory.join(LOCK);
+        // Somebody may have been killed before there was one.
+        make_directory(&path, 0o700)?;
+        let lock = File::open(&path).with_context(|| {
+            format!(
+                "open {} (it belongs to the user that `ambassador load --for` named)",
+                path.display()
+            )
+        })?;
         // SAFETY: a system call on a descriptor that is open.
-        if unsafe { libc::flock(opened.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+        if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             bail!(
                 "{} is in use by another ambassador; give each its own --instance",
                 directory.display()
             );
         }
-        Ok(Self { directory, _lock: opened, provisional: false })
+        Ok(Self { directory, _lock: lock, provisional: None })
     }
 
     fn fill(&self, maps: &Maps, links: Links, Owner { uid, gid }: Owner) -> Result<()> {
+        let lock = self.directory.join(LOCK);
+        chown(&lock, Some(uid), Some(gid))
+            .with_context(|| format!("give {} to user {uid}", lock.display()))?;
         let (of_maps, of_links) = (self.directory.join("maps"), self.directory.join("links"));
         make_directory(&of_maps, 0o755)?;
         make_directory(&of_links, 0o700)?;
@@ -185,7 +214,7 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        if self.provisional
+        if self.provisional.is_some()
             && let Err(error) = self.remove_files()
         {
             tracing::warn!("cannot take back what was pinned: {error:#}");
@@ -236,6 +265,33 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>> {
     };
     let paths = entries.map(|entry| Ok(entry.context("list pins")?.path()));
     paths.collect()
+}
+
+/// Has each of two directories take the place of the other.
+fn exchange(one: &Path, other: &Path) -> Result<()> {
+    let name = |path: &Path| CString::new(path.as_os_str().as_bytes()).context("name a directory");
+    let (one, other) = (name(one)?, name(other)?);
+    // SAFETY: both names live until the call returns.
+    let failed = unsafe {
+        libc::renameat2(
+            libc::AT_FDCWD,
+            one.as_ptr(),
+            libc::AT_FDCWD,
+            other.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    if failed != 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    Ok(())
+}
+
+fn remove_directory(path: &Path) -> Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("remove {}", path.display())),
+    }
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<()> {

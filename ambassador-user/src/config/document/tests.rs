@@ -111,7 +111,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "instance: orders-7f9c",
             "instance: ../other",
-            "c.yaml:10:13: acceleration.instance: \"../other\" does not name an instance; write letters, digits, ., _ and -, at most 64 in all, no . in front",
+            "c.yaml:10:13: acceleration.instance: \"../other\" does not name an instance; write letters, digits, _ and -, at most 64 in all",
         ),
         (
             "stale_after: 30s",
