@@ -1,0 +1,199 @@
+//! What is loaded by one process for another: who may take it over, replace it and remove it.
+
+use std::path::Path;
+
+use ambassador_tests::ambassador::Launch;
+use ambassador_tests::cgroup::{self, Cgroup};
+use ambassador_tests::place::BPFFS;
+use ambassador_tests::process::{Process, run};
+use ambassador_tests::server::missing;
+use ambassador_tests::wait::{SOON, until_true};
+use ambassador_tests::{needs, skip};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{INSTANCE, Scene, USER, is_refused, status, tiers};
+
+const STRANGER: u32 = 65_533;
+
+#[test]
+fn what_was_loaded_is_taken_over_without_privileges() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    scene.load("other", cgroup::of_this_process()?)?.success()?;
+    ensure!(scene.route.connect().is_err(), "redirected before anybody said where to");
+    let run = || scene.launch()?.by_user(USER)?.start();
+    let ambassador = run()?;
+    let told = ambassador.command(&["status", "--json"])?.success()?;
+    let told: Value = serde_json::from_str(&told).context("parse the status")?;
+    ensure!(told["user"] == USER && told["capabilities"] == "none", "{told}");
+    let held = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["direct"]);
+    ambassador.command(&["tier", "all", "splice"])?.success()?;
+    let relayed = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["splice", "direct"], "{:?}", tiers(&ambassador)?);
+    drop(relayed);
+    ambassador.command(&["tier", "all", "auto"])?.success()?;
+
+    drop(ambassador);
+    scene.connect().context("connect by the last good table")?;
+    let ambassador = run().context("after a kill")?;
+    held.ask(b"still there?", b"still there?")?;
+    ambassador.end()?;
+    let ambassador = run().context("after a clean end")?;
+    let _client = scene.connect()?;
+    ambassador.end()?;
+
+    scene.command(&["unload", "--instance", INSTANCE])?.success()?;
+    let left = scene.pinned()?;
+    ensure!(left.iter().all(|pin| pin.starts_with("other")), "left behind: {left:?}");
+    ensure!(left.iter().any(|pin| pin == "other/links/connect4"), "gone too: {left:?}");
+    ensure!(scene.route.connect().is_err(), "redirected after all was unloaded");
+    held.ask(b"even now?", b"even now?")
+}
+
+#[test]
+fn what_was_loaded_stays_in_force_when_it_cannot_be_replaced() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let cgroup = cgroup::of_this_process()?;
+    scene.load(INSTANCE, cgroup)?.success()?;
+    drop(scene.launch()?.by_user(USER)?.start()?);
+    let pinned = scene.pinned()?;
+    let fails = |wrapper: &[&str], cgroup: &Path, why: &str| {
+        let told = scene.load_under(wrapper, INSTANCE, cgroup)?;
+        ensure!(told.stderr.contains(why), "{told:?}");
+        ensure!(scene.pinned()? == pinned, "{:?} is not {pinned:?}", scene.pinned()?);
+        scene.connect().context("connect by the last good table").map(drop)
+    };
+    fails(&[], Path::new("/nowhere"), "is not a cgroup v2 directory")?;
+    fails(&["prlimit", "--nofile=32:32", "--"], cgroup, "Too many open files")?;
+    let remount = |how: &str| run(scene.place.command("mount").args(["-o", how, BPFFS]), SOON);
+    remount("remount,ro,bind")?;
+    fails(&[], cgroup, "Read-only file system")?;
+    remount("remount,rw,bind")?;
+
+    scene.load(INSTANCE, cgroup)?.success()?;
+    ensure!(scene.pinned()? == pinned, "{:?} is not {pinned:?}", scene.pinned()?);
+    ensure!(scene.route.connect().is_err(), "redirected by what was replaced");
+    let _again = scene.launch()?.by_user(USER)?.start()?;
+    scene.connect().map(drop)
+}
+
+#[test]
+fn what_was_loaded_for_one_user_is_closed_to_another() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    is_refused(scene.launch()?.by_user(STRANGER)?, "belongs to the user that")?;
+
+    let here = Launch::new(&scene.place)?.flag("--instance", INSTANCE).by_user(STRANGER)?;
+    let lower = here.route(format!("routed:{}={}", scene.route, scene.echo.address())).start()?;
+    let _client = scene.connect()?;
+    ensure!(status(&lower)?["tier"] == "splice");
+    let explained = lower.command(&["explain"])?.success()?;
+    ensure!(explained.contains("direct: not used: open "), "{explained}");
+    Ok(())
+}
+
+#[test]
+fn a_stranger_cannot_keep_an_instance_from_its_user() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    let id = STRANGER.to_string();
+    let mut held = Vec::new();
+    for pin in scene.pinned()? {
+        let mut locking = scene.place.command("setpriv");
+        locking.args(["--reuid", &id, "--regid", &id, "--clear-groups", "flock", "--no-fork"]);
+        locking.arg("--nonblock").arg(format!("{BPFFS}/ambassador/{pin}")).args([
+            "sh",
+            "-c",
+            "echo; exec sleep 60",
+        ]);
+        let mut process = Process::start(&mut locking)?;
+        until_true("a lock, or a refusal", || {
+            Ok(!process.stdout().is_empty() || process.ended()?.is_some())
+        })?;
+        if process.ended()?.is_none() {
+            held.push((pin, process));
+        }
+    }
+    let names: Vec<_> = held.iter().map(|(pin, _)| &pin[..]).collect();
+    ensure!(names == [INSTANCE, &format!("{INSTANCE}/maps")], "{names:?}");
+    let _ambassador = scene.launch()?.by_user(USER)?.start()?;
+    scene.connect().map(drop)
+}
+
+#[test]
+fn what_belongs_to_a_pod_that_is_gone_can_be_removed() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let [gone, run] = [Cgroup::new()?, Cgroup::new()?];
+    scene.load("gone", gone.path())?.success()?;
+    scene.load("alive", cgroup::of_this_process()?)?.success()?;
+    let ambassador = Launch::new(&scene.place)?
+        .flag("--instance", "run")
+        .cgroup(run.path())
+        .route(format!("routed:{}={}", scene.route, scene.echo.address()))
+        .start()?;
+    drop((gone, run));
+    // The kernel takes the programs off a group that is gone in its own time.
+    until_true("what is stale to be removed", || {
+        let told = scene.command(&["unload", "--stale"])?.success()?;
+        ensure!(!told.contains("alive") && !told.contains("run"), "{told}");
+        Ok(told.contains("gone"))
+    })?;
+    let mut left: Vec<_> = scene.pinned()?;
+    left.retain(|pin| pin.ends_with("/links"));
+    ensure!(left == ["alive/links", "run/links"], "{left:?}");
+    scene.connect().context("traffic goes on by the listener")?;
+    ambassador.end()
+}
+
+#[test]
+fn what_another_version_left_is_replaced_by_who_may_and_refused_by_others() -> Result<()> {
+    needs!(Direct);
+    if let Some(program) = missing(&["bpftool"]) {
+        skip!("{program} is not installed");
+    }
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    let settings = format!("{BPFFS}/ambassador/{INSTANCE}/maps/SETTINGS");
+    let bpftool = |words: &[&str]| run(scene.place.command("bpftool").args(words), SOON);
+    let dumped = bpftool(&["-j", "map", "lookup", "pinned", &settings, "key", "0", "0", "0", "0"])?;
+    let dumped: Value = serde_json::from_str(&dumped).context("parse the settings")?;
+    let mut value: Vec<_> = dumped["value"]
+        .as_array()
+        .context("find the settings")?
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    value[0] = "0xfe";
+    let mut words = vec!["map", "update", "pinned", &settings, "key", "0", "0", "0", "0", "value"];
+    words.extend(value);
+    bpftool(&words)?;
+
+    is_refused(scene.launch()?.by_user(USER)?, "was pinned by another version")?;
+    let ambassador = scene.launch()?.start()?;
+    let _client = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["direct"]);
+    ambassador.end()?;
+    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+    Ok(())
+}
+
+#[test]
+fn what_others_put_beside_the_pins_is_left_alone_and_named() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
+    let foreign = format!("{BPFFS}/ambassador/{INSTANCE}/foreign");
+    run(scene.place.command("mkdir").arg(&foreign), SOON)?;
+    let unloaded = scene.command(&["unload", "--instance", INSTANCE])?;
+    ensure!(unloaded.code() == Some(1) && unloaded.stderr.lines().count() == 1, "{unloaded:?}");
+    let left = scene.pinned()?;
+    ensure!(left == [INSTANCE.to_owned(), format!("{INSTANCE}/foreign")], "{left:?}");
+    Ok(())
+}
