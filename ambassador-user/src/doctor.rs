@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::config::{Cgroup, Tier};
 use crate::datapath;
-use crate::datapath::kernel::{self, Examined};
-use crate::datapath::selftest::{self, Check};
+use crate::datapath::kernel;
+use crate::datapath::selftest::Check;
 use crate::privileges;
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING, SOCKMAP_IS_NOTICED, TIERS};
 
@@ -59,20 +59,16 @@ impl Report {
     /// Looks, by moving real bytes and loading the real programs; leaves nothing behind.
     pub fn make(cgroup: &Cgroup) -> Self {
         let object = datapath::object();
-        let (direct, sockmap, obstacle) = match kernel::examine(cgroup) {
-            Ok(Examined { direct, sockmap }) => (direct, Some(sockmap), None),
-            Err(obstacle) => (Vec::new(), None, Some(obstacle.to_string())),
+        let (found, obstacle) = match kernel::examine(cgroup) {
+            Ok(found) => (Some(found), None),
+            Err(obstacle) => (None, Some(obstacle.to_string())),
         };
-        let failed = |why| format!("the self-test failed: {why:#}");
-        let no_direct = selftest::verdict(&direct).err().map(failed);
-        let (sockmap, no_sockmap, noticed) = match sockmap {
-            Some(Ok(found)) => {
-                let why_not = selftest::verdict(&found.checks).err().map(failed);
-                (found.checks, why_not, !found.counts_waiting_bytes)
-            }
-            Some(Err(why)) => (Vec::new(), Some(failed(why)), false),
-            None => (Vec::new(), None, false),
-        };
+        let no_direct = found.as_ref().and_then(|found| found.no_direct());
+        let no_sockmap = found.as_ref().and_then(|found| found.no_sockmap());
+        let noticed = found.as_ref().is_some_and(|found| !found.counts_waiting_bytes);
+        let (direct, sockmap) = found.map_or_else(Default::default, |found| {
+            (found.direct, found.sockmap.unwrap_or_default())
+        });
         let ladder = Ladder::probe(Ladder {
             no_direct: obstacle.clone().or(no_direct),
             no_sockmap: obstacle.clone().or(no_sockmap),

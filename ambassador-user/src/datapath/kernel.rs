@@ -11,8 +11,8 @@ use tracing::info;
 use super::messages::Messages;
 use super::obstacle::{self, Obstacle};
 use super::pins::{Owner, Pins};
-use super::programs::{Links, Programs};
-use super::selftest::{Check, Found};
+use super::programs::{Links, Maps, Programs};
+use super::selftest::{Check, Extent, Found};
 use super::sockmap::Sockmap;
 use super::tables::{Ends, Settings, Tables};
 use super::{cgroup, object, selftest};
@@ -90,7 +90,7 @@ impl Kernel {
         Self::load(acceleration, routes, Owner { uid: user, gid: u32::MAX }, false)
     }
 
-    /// Loads, tries, attaches, and pins for a user if there is a bpffs.
+    /// Loads, attaches and tries, and pins for a user if there is a bpffs.
     pub fn load(
         acceleration: &Acceleration,
         routes: u32,
@@ -98,66 +98,20 @@ impl Kernel {
         kept: bool,
     ) -> Result<Self, Obstacle> {
         let cgroup = cgroup::find(&acceleration.cgroup).map_err(Obstacle::NoCgroup)?;
-        let checks = selftest::direct(&cgroup).map_err(Obstacle::Refused)?;
-        selftest::verdict(&checks).map_err(Obstacle::Fails)?;
         let instance = instance(acceleration)?;
-        let tried = selftest::sockmap(&cgroup).and_then(|found| {
-            selftest::verdict(&found.checks)?;
-            Ok(found.counts_waiting_bytes)
-        });
-        let no_sockmap =
-            tried.as_ref().err().map(|error| format!("the self-test failed: {error:#}"));
-        let mut kernel = Self::attach(
-            &cgroup,
-            &instance,
-            routes,
-            owner,
-            kept,
-            no_sockmap,
-            acceleration.inflight,
-        )
-        .map_err(Obstacle::Refused)?;
-        kernel.sockmap_is_noticed = !tried.unwrap_or(false);
-        Ok(kernel)
-    }
-
-    fn attach(
-        cgroup: &Path,
-        instance: &str,
-        routes: u32,
-        owner: Owner,
-        kept: bool,
-        no_sockmap: Option<String>,
-        inflight: InFlight,
-    ) -> Result<Self> {
-        let mut programs = Programs::load(routes)?;
-        if let Some(why) = no_sockmap {
-            programs.leave_out_sockmap(why);
+        let mut attached = Attached::to(&cgroup, routes).map_err(Obstacle::Refused)?;
+        let found = attached.examine(Extent::START).map_err(Obstacle::Refused)?;
+        if let Some(why) = found.no_direct() {
+            return Err(Obstacle::Fails(why));
         }
-        let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
-        let links = programs.attach(&opened)?;
-        let mut maps = programs.maps();
-        let messages = Some(programs.messages()?);
-        let pinned = Pins::make(instance, &maps, links, owner);
-        let (mut tables, ends) = Tables::new(&mut maps)?;
-        let sockmap = match programs.no_sockmap() {
-            Some(why) => Err(why.to_owned()),
-            None => Ok(Sockmap::new(&mut maps, inflight)?),
-        };
-        tables.found(settings(cgroup, kept)?)?;
-        let hold = match pinned {
-            Ok(pins) => Hold::Pins { pins, kept },
-            Err(error) if kept => return Err(error),
-            Err(error) => {
-                info!("the kernel half ends with this process, however that ends: {error:#}");
-                // Attached again: what was pinned went with the pins.
-                Hold::Process { _links: programs.attach(&opened)? }
-            }
-        };
-        drop(programs);
-        give_memory_back();
-        info!(cgroup = %cgroup.display(), "the kernel half is attached");
-        Ok(Self { tables, ends, sockmap, sockmap_is_noticed: true, messages, hold })
+        let no_sockmap = found.no_sockmap();
+        if let Some(why) = &no_sockmap {
+            attached.leave_out_sockmap(why);
+        }
+        let kernel = attached.serve(&instance, owner, kept, acceleration.inflight, no_sockmap);
+        let mut kernel = kernel.map_err(Obstacle::Refused)?;
+        kernel.sockmap_is_noticed = !found.counts_waiting_bytes;
+        Ok(kernel)
     }
 
     /// Opens what is pinned, if it is what this version would have pinned.
@@ -190,6 +144,69 @@ impl Kernel {
         }
         let sockmap = Sockmap::new(&mut maps, acceleration.inflight);
         Ok((tables, ends, sockmap.map_err(|error| format!("not among what was pinned: {error:#}"))))
+    }
+}
+
+/// The programs attached to a cgroup, where they leave every connection alone until they are told of
+/// routes.
+struct Attached<'a> {
+    cgroup: &'a Path,
+    opened: File,
+    programs: Programs,
+    links: Links,
+    maps: Maps,
+}
+
+impl<'a> Attached<'a> {
+    fn to(cgroup: &'a Path, routes: u32) -> Result<Self> {
+        let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
+        let mut programs = Programs::load(routes)?;
+        let links = programs.attach(&opened)?;
+        let maps = programs.maps();
+        Ok(Self { cgroup, opened, programs, links, maps })
+    }
+
+    fn examine(&self, extent: Extent) -> Result<Found> {
+        selftest::run(&self.maps, self.programs.no_sockmap(), self.cgroup, extent)
+    }
+
+    fn leave_out_sockmap(&mut self, why: &str) {
+        self.programs.leave_out_sockmap(why.to_owned());
+        self.links.leave_out_sockmap();
+        self.maps.leave_out_sockmap();
+    }
+
+    /// Pins for a user if there is a bpffs, and hands out what is there to be used.
+    fn serve(
+        self,
+        instance: &str,
+        owner: Owner,
+        kept: bool,
+        inflight: InFlight,
+        no_sockmap: Option<String>,
+    ) -> Result<Kernel> {
+        let Self { cgroup, opened, mut programs, links, mut maps } = self;
+        let messages = Some(programs.messages()?);
+        let pinned = Pins::make(instance, &maps, links, owner);
+        let (mut tables, ends) = Tables::new(&mut maps)?;
+        let sockmap = match no_sockmap {
+            Some(why) => Err(why),
+            None => Ok(Sockmap::new(&mut maps, inflight)?),
+        };
+        tables.found(settings(cgroup, kept)?)?;
+        let hold = match pinned {
+            Ok(pins) => Hold::Pins { pins, kept },
+            Err(error) if kept => return Err(error),
+            Err(error) => {
+                info!("the kernel half ends with this process, however that ends: {error:#}");
+                // Attached again: what was pinned went with the pins.
+                Hold::Process { _links: programs.attach(&opened)? }
+            }
+        };
+        drop(programs);
+        give_memory_back();
+        info!(cgroup = %cgroup.display(), "the kernel half is attached");
+        Ok(Kernel { tables, ends, sockmap, sockmap_is_noticed: true, messages, hold })
     }
 }
 
@@ -236,30 +253,24 @@ pub fn load_for(config: &Config, owner: Owner) -> Result<(), Obstacle> {
     Ok(())
 }
 
-/// What came out of trying the kernel half.
-pub struct Examined {
-    pub direct: Vec<Check>,
-    pub sockmap: Result<Found>,
-}
-
 /// Tries the kernel half, and leaves nothing behind.
-pub fn examine(choice: &Cgroup) -> Result<Examined, Obstacle> {
+pub fn examine(choice: &Cgroup) -> Result<Found, Obstacle> {
     if let Err(obstacle) = obstacle::to_load() {
         // Somebody else may have loaded it for us.
         return examine_pins().ok_or(obstacle);
     }
     let cgroup = cgroup::find(choice).map_err(Obstacle::NoCgroup)?;
-    let direct = selftest::direct(&cgroup).map_err(Obstacle::Refused)?;
-    Ok(Examined { direct, sockmap: selftest::sockmap(&cgroup) })
+    let attached = Attached::to(&cgroup, 1).map_err(Obstacle::Refused)?;
+    attached.examine(Extent::DOCTOR).map_err(Obstacle::Refused)
 }
 
 /// What is pinned here for this user, if anything is, and no ambassador holds it.
-fn examine_pins() -> Option<Examined> {
+fn examine_pins() -> Option<Found> {
     let pins = Pins::find(&default_instance().ok()?).ok()??;
     let (_, _, sockmap) = Kernel::adopt(&pins, &Acceleration::default()).ok()?;
     let adopted = || vec![Check { name: "what is pinned here can be taken over", failure: None }];
-    let sockmap = sockmap.map(|_| Found { checks: adopted(), counts_waiting_bytes: false });
-    Some(Examined { direct: adopted(), sockmap: sockmap.map_err(anyhow::Error::msg) })
+    let sockmap = sockmap.map(|_| adopted());
+    Some(Found { direct: adopted(), sockmap, counts_waiting_bytes: false })
 }
 
 /// Whether anything is pinned for this instance.

@@ -11,7 +11,7 @@ use ambassador_ebpf::sockmap::{
 };
 use anyhow::{Context, Result, bail};
 use aya::maps::sock::SockMapFd;
-use aya::maps::{Map, MapError, SockHash};
+use aya::maps::{Map, MapData, MapError, SockHash};
 use aya::programs::links::FdLink;
 use aya::programs::sk_msg::SkMsgLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkMsg, SockOps};
@@ -133,11 +133,47 @@ impl Programs {
 }
 
 impl Maps {
+    /// The same maps, through descriptors of their own.
+    pub fn duplicate(&self) -> Result<Self> {
+        let maps = self.0.iter().map(|(name, map)| {
+            let again = duplicate(map).with_context(|| format!("open the map {name} again"))?;
+            Ok((name.clone(), again))
+        });
+        Ok(Self(maps.collect::<Result<_>>()?))
+    }
+
+    /// Does without those of the `sockmap` tier.
+    pub fn leave_out_sockmap(&mut self) {
+        self.0.retain(|name, _| !sockmap::MAPS.contains(&name.as_str()));
+    }
+
     /// The map of this name, opened as what it is.
     pub fn take<M: TryFrom<Map, Error = MapError>>(&mut self, name: &str) -> Result<M> {
         let map = self.0.remove(name).with_context(|| format!("find the map {name}"))?;
         M::try_from(map).with_context(|| format!("open the map {name}"))
     }
+}
+
+impl Links {
+    /// Detaches those of the `sockmap` tier.
+    pub fn leave_out_sockmap(&mut self) {
+        self.to_cgroup.retain(|(name, _)| *name != ENROL);
+        self.to_sockets = None;
+    }
+}
+
+fn duplicate(map: &Map) -> Result<Map> {
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LruHashMap(data)
+    | Map::RingBuf(data)
+    | Map::SkStorage(data)
+    | Map::SockHash(data)) = map
+    else {
+        bail!("it is of no kind that the contract has")
+    };
+    let descriptor = data.fd().as_fd().try_clone_to_owned()?;
+    Ok(Map::from_map_data(MapData::from_fd(descriptor)?)?)
 }
 
 fn address_hook<'k>(kernel: &'k mut Ebpf, name: &str) -> Result<&'k mut CgroupSockAddr> {

@@ -1,22 +1,24 @@
-//! Whether a kernel tier does here what it has to: tried with real sockets, before any app depends on it.
+//! Whether the kernel tiers do here what they have to: tried with real sockets, on the very programs and
+//! maps that are to serve, before any app depends on them.
+//!
+//! The start of the ambassador and `doctor` make the same checks; they differ in what the last one, of many
+//! bytes, may take ([`Extent`]). All that is tried leaves no trace in the maps.
 
+mod bytes;
+mod direct;
+mod relayed;
 mod sockmap;
 
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use socket2::{Domain, Socket, Type};
+use anyhow::{Context, Result};
 
 use super::cgroup::Visit;
-use super::kernel;
-use super::programs::Programs;
-use super::tables::{End, Ends, IN_ORDER, Plan, Policy, Tables, from_kernel, route_id};
-
-pub use sockmap::{Found, sockmap};
+use super::programs::Maps;
+use super::tables::Tables;
 
 /// For any single step; all of it is on loopback.
 const STEP: Duration = Duration::from_millis(300);
@@ -29,151 +31,115 @@ pub struct Check {
     pub failure: Option<String>,
 }
 
-impl Check {
-    fn of(name: &'static str, tried: Result<()>) -> Self {
-        Self { name, failure: tried.err().map(|error| format!("{error:#}")) }
-    }
+/// How much is tried. A check for which there is no time left has failed.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    /// For all checks together.
+    time: Duration,
+    /// Bytes that are sent through a connection and compared, or fewer where they take long.
+    bytes: u64,
 }
 
-type Attempt = fn(&mut Bench) -> Result<()>;
+impl Extent {
+    /// Before the ambassador uses a tier: whoever waits for it should not notice.
+    pub const START: Self = Self { time: Duration::from_secs(1), bytes: 1024 * 1024 };
+    /// For somebody who wants to know.
+    pub const DOCTOR: Self = Self { time: Duration::from_millis(1500), bytes: 64 * 1024 * 1024 };
+}
 
-/// The first failure.
-pub fn verdict(checks: &[Check]) -> Result<()> {
-    for Check { name, failure } in checks {
-        if let Some(failure) = failure {
-            bail!("{name}: {failure}");
+/// What was found out.
+pub struct Found {
+    pub direct: Vec<Check>,
+    /// Or why that tier was not tried.
+    pub sockmap: Result<Vec<Check>, String>,
+    /// Whether an enrolled client is told how many bytes wait to be read, as any other is. Where it is
+    /// not, some apps that are non-blocking notice too.
+    pub counts_waiting_bytes: bool,
+}
+
+impl Found {
+    /// Why `direct` cannot be used, if it cannot.
+    pub fn no_direct(&self) -> Option<String> {
+        failed(&self.direct)
+    }
+
+    /// Why `sockmap` cannot be used, if it cannot.
+    pub fn no_sockmap(&self) -> Option<String> {
+        match &self.sockmap {
+            Err(why) => Some(why.clone()),
+            Ok(checks) => failed(checks),
         }
     }
-    Ok(())
 }
 
-/// Tries the `direct` tier in a cgroup. An error if it could not be tried at all.
-pub fn direct(cgroup: &Path) -> Result<Vec<Check>> {
-    let mut bench = Bench::new(cgroup)?;
+/// Tries the attached programs of these maps in their cgroup; `sockmap` unless there is a reason not to.
+/// An error if nothing could be tried at all.
+pub fn run(maps: &Maps, no_sockmap: Option<&str>, cgroup: &Path, extent: Extent) -> Result<Found> {
+    let clock = Clock::new(extent.time);
+    let mut bench = direct::Bench::new(&mut maps.duplicate()?, cgroup, clock)?;
     // Where the ambassador is a part of the Pod, it is in the Pod's cgroup already.
     let _visit = if bench.redirects().is_ok() { None } else { Some(Visit::below(cgroup)?) };
-    let tries: [(&str, Attempt); 6] = [
-        ("a connection is redirected", |bench| bench.redirects()),
-        ("the app sees the address it asked for", Bench::restores_the_address),
-        ("a bound source is left alone", Bench::leaves_bound_sources_alone),
-        ("an IPv6-only socket is not led to IPv4", Bench::leaves_ipv6_only_alone),
-        ("bytes are counted and the end is told", Bench::tells_the_end),
-        ("nothing is redirected once that is over", Bench::closes),
-    ];
-    let checks = tries.into_iter().map(|(name, attempt)| Check::of(name, attempt(&mut bench)));
-    Ok(checks.collect())
-}
-
-/// Programs and maps of its own, a routed address and an upstream.
-struct Bench {
-    tables: Tables,
-    ends: Ends,
-    /// Stands for the user-space listener.
-    routed: TcpListener,
-    /// The same on IPv6, where there is any.
-    routed6: Option<TcpListener>,
-    upstream: TcpListener,
-    _links: super::programs::Links,
-}
-
-impl Bench {
-    fn new(cgroup: &Path) -> Result<Self> {
-        let mut programs = Programs::load(1)?;
-        let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
-        let links = programs.attach(&opened)?;
-        let (mut tables, ends) = Tables::new(&mut programs.maps())?;
-        tables.found(kernel::settings(cgroup, false)?)?;
-        let (routed, upstream) = (listen(Ipv4Addr::LOCALHOST)?, listen(Ipv4Addr::LOCALHOST)?);
-        let routed6 = listen(Ipv6Addr::LOCALHOST).ok();
-        let mut listeners = vec![(routed.local_addr()?, 0)];
-        if let Some(routed6) = &routed6 {
-            listeners.push((routed6.local_addr()?, 0));
+    let direct = bench.try_all();
+    drop(bench);
+    let (sockmap, counts_waiting_bytes) = match no_sockmap {
+        Some(why) => (Err(why.to_owned()), false),
+        None => {
+            let bench = sockmap::Bench::new(&mut maps.duplicate()?, clock, extent.bytes)?;
+            (Ok(bench.try_all()), bench.counts_waiting_bytes().unwrap_or(false))
         }
-        tables.listen(&listeners)?;
-        tables.put(
-            0,
-            &Plan {
-                route: route_id("self-test"),
-                policy: Policy::Failover,
-                limit: u32::MAX,
-                targets: vec![(upstream.local_addr()?, 1)],
-                preferred: 1,
-            },
-        )?;
-        tables.renew(Some(Duration::from_secs(5)))?;
-        Ok(Self { tables, ends, routed, routed6, upstream, _links: links })
+    };
+    let (mut tables, ends) = Tables::new(&mut maps.duplicate()?)?;
+    tables.empty()?;
+    // The ends of what was tried.
+    ends.for_each(drop);
+    Ok(Found { direct, sockmap, counts_waiting_bytes })
+}
+
+/// The first failure.
+fn failed(checks: &[Check]) -> Option<String> {
+    checks.iter().find_map(|Check { name, failure }| {
+        Some(format!("the self-test failed: {name}: {}", failure.as_ref()?))
+    })
+}
+
+/// The time that all checks have together.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    end: Instant,
+}
+
+impl Clock {
+    fn new(time: Duration) -> Self {
+        Self { end: Instant::now() + time }
     }
 
-    fn connect(&self) -> Result<TcpStream> {
-        let client = TcpStream::connect_timeout(&self.routed.local_addr()?, STEP)
-            .context("connect to the routed address")?;
-        client.set_read_timeout(Some(STEP))?;
-        Ok(client)
+    fn left(self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
     }
 
-    fn redirects(&self) -> Result<()> {
-        let _client = self.connect()?;
-        accepted(&self.upstream).context("it did not reach the upstream")?;
-        Ok(())
+    /// For a step that begins now: never nothing, which sockets take for no limit.
+    fn step(self) -> Duration {
+        STEP.min(self.left()).max(Duration::from_millis(1))
     }
 
-    fn restores_the_address(&mut self) -> Result<()> {
-        let client = self.connect()?;
-        let _server = accepted(&self.upstream)?;
-        let (shown, asked) = (client.peer_addr()?, self.routed.local_addr()?);
-        ensure!(shown == asked, "it sees {shown}, and asked for {asked}");
-        Ok(())
-    }
-
-    fn leaves_bound_sources_alone(&mut self) -> Result<()> {
-        let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        client.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-        client.connect_timeout(&self.routed.local_addr()?.into(), STEP)?;
-        accepted(&self.routed).context("it did not reach the routed address")?;
-        Ok(())
-    }
-
-    fn leaves_ipv6_only_alone(&mut self) -> Result<()> {
-        let Some(routed6) = &self.routed6 else { return Ok(()) };
-        let client = Socket::new(Domain::IPV6, Type::STREAM, None)?;
-        client.set_only_v6(true)?;
-        client.connect_timeout(&routed6.local_addr()?.into(), STEP)?;
-        accepted(routed6).context("it did not reach the routed address")?;
-        Ok(())
-    }
-
-    fn tells_the_end(&mut self) -> Result<()> {
-        self.ends.by_ref().for_each(drop);
-        let mut client = self.connect()?;
-        let mut server = accepted(&self.upstream)?;
-        client.write_all(b"question")?;
-        server.read_exact(&mut [0; 8])?;
-        server.write_all(b"reply")?;
-        drop(server);
-        client.read_to_end(&mut Vec::new())?;
-        let local = client.local_addr()?;
-        drop(client);
-        let deadline = Instant::now() + STEP;
-        let end = loop {
-            match self.ends.next() {
-                Some(end) if from_kernel(end.flow.local) == local => break end,
-                Some(_) => {}
-                None => ensure!(Instant::now() < deadline, "it was not told"),
-            }
+    fn check(self, name: &'static str, attempt: impl FnOnce() -> Result<()>) -> Check {
+        let tried = if self.left().is_zero() {
+            Err(anyhow::anyhow!("there was no time left to try it"))
+        } else {
+            attempt()
         };
-        let End { bytes_up, bytes_down, outcome, .. } = end;
-        ensure!(
-            (bytes_up, bytes_down, outcome) == (8, 5, IN_ORDER),
-            "8 bytes up and 5 down were counted as {bytes_up} and {bytes_down} (outcome {outcome})"
-        );
-        Ok(())
+        Check { name, failure: tried.err().map(|error| format!("{error:#}")) }
     }
 
-    fn closes(&mut self) -> Result<()> {
-        self.tables.close()?;
-        let _client = self.connect()?;
-        accepted(&self.routed).context("it did not reach the routed address")?;
-        Ok(())
+    /// The connection that has been made to a listener; on loopback it is there by then.
+    fn accepted(self, listener: &TcpListener) -> Result<TcpStream> {
+        let (stream, _) = listener.accept().map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => anyhow::anyhow!("nobody is there"),
+            _ => error.into(),
+        })?;
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(self.step()))?;
+        Ok(stream)
     }
 }
 
@@ -181,15 +147,4 @@ fn listen(address: impl Into<IpAddr>) -> Result<TcpListener> {
     let listener = TcpListener::bind((address.into(), 0)).context("listen on loopback")?;
     listener.set_nonblocking(true)?;
     Ok(listener)
-}
-
-/// The connection that has been made to a listener; on loopback it is there by then.
-fn accepted(listener: &TcpListener) -> Result<TcpStream> {
-    let (stream, _) = listener.accept().map_err(|error| match error.kind() {
-        ErrorKind::WouldBlock => anyhow::anyhow!("nobody is there"),
-        _ => error.into(),
-    })?;
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(STEP))?;
-    Ok(stream)
 }

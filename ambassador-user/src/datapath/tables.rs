@@ -113,6 +113,19 @@ impl Tables {
         Ok(())
     }
 
+    /// Forgets all that the maps hold, connections that are open aside.
+    pub fn empty(&mut self) -> Result<()> {
+        self.listen(&[])?;
+        let known = self.targets.keys().collect::<Result<Vec<_>, _>>().context("list targets")?;
+        for key in known {
+            self.targets.remove(&key).context("forget a target")?;
+        }
+        for reason in 0..MISS_REASONS {
+            self.misses.set(reason, 0, 0).context("forget what was missed")?;
+        }
+        Ok(())
+    }
+
     /// Puts a route in force as planned, in one step.
     pub fn put(&mut self, route: u32, plan: &Plan) -> Result<()> {
         let second = self.second.entry(route).or_default();

@@ -42,6 +42,19 @@ fn a_tier_changes_for_new_connections_and_back() -> Result<()> {
     [&before, &between, &after].iter().try_for_each(|it| it.ask(b"still there?", b"still there?"))
 }
 
+/// It had the same maps: what it tried must not be taken for what apps did.
+#[test]
+fn what_the_self_test_tried_is_not_told() -> Result<()> {
+    needs!(Direct);
+    let Front { ambassador, .. } = Front::start()?;
+    let text = ambassador.command(&["explain", ROUTE])?.success()?;
+    ensure!(text.starts_with(&format!("{ROUTE}: direct; ")), "{text}");
+    ensure!(!text.contains("left to the listeners"), "{text}");
+    let ended = ambassador.metrics()?.sum("ambassador_connections_total", &[]);
+    ensure!(ended.unwrap_or(0.0) == 0.0, "{ended:?} connections have ended");
+    Ok(())
+}
+
 #[test]
 fn the_kill_switch_is_for_all_routes() -> Result<()> {
     needs!(Direct);

@@ -1,26 +1,24 @@
-//! The self-test of the `sockmap` tier: clients and an upstream of our own, and no relay in between, so
-//! that what arrives has come through the kernel.
+//! The self-test of the `sockmap` tier: clients and an upstream of our own, first with no relay in between,
+//! so that what arrives has come through the kernel, and then with the relay.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
+use tokio::runtime::Runtime;
 
-use super::{Check, STEP, accepted, listen};
+use super::{Check, Clock, listen};
 use crate::config::InFlight;
-use crate::datapath::cgroup::Visit;
-use crate::datapath::programs::{Links, Programs};
+use crate::datapath::programs::Maps;
 use crate::datapath::sockmap::{Enrol, Sockmap};
 use crate::proxy::shortcut::{Shortcut, Shortcuts};
 
 /// Less than the default, so that it is used up in an instant.
-const BUDGET: InFlight = InFlight {
+pub(super) const BUDGET: InFlight = InFlight {
     bytes: NonZeroU32::new(64 * 1024).expect("64 KiB are not 0"),
     messages: NonZeroU32::new(1024).expect("1024 are not 0"),
 };
@@ -29,82 +27,77 @@ const PIECE: usize = 8 * 1024;
 
 type Attempt = fn(&Bench) -> Result<()>;
 
-/// What was found out.
-pub struct Found {
-    pub checks: Vec<Check>,
-    /// Whether an enrolled client is told how many bytes wait to be read, as any other is. Where it is
-    /// not, some apps that are non-blocking notice too.
-    pub counts_waiting_bytes: bool,
-}
-
-/// Tries the tier in a cgroup. An error if it could not be tried at all.
-pub fn sockmap(cgroup: &Path) -> Result<Found> {
-    let bench = Bench::new(cgroup)?;
-    // Where the ambassador is a part of the Pod, it is in the Pod's cgroup already.
-    let _visit = if bench.enrolled().is_ok() { None } else { Some(Visit::below(cgroup)?) };
-    let tries: [(&str, Attempt); 5] = [
-        ("a client's bytes go straight to the upstream", Bench::redirects),
-        ("acknowledgements are followed", Bench::follows_acknowledgements),
-        ("what exceeds the budget takes the native way", Bench::keeps_the_budget),
-        ("a client's end is heard", Bench::hears_the_end),
-        ("a blocking client is left alone", Bench::leaves_blocking_clients_alone),
-    ];
-    let checks = tries.into_iter().map(|(name, attempt)| Check::of(name, attempt(&bench)));
-    let checks = checks.collect();
-    Ok(Found { checks, counts_waiting_bytes: bench.counts_waiting_bytes().unwrap_or(false) })
-}
-
-/// Programs and maps of its own, a listener and an upstream.
-struct Bench {
+/// A listener and an upstream, and what the relay runs in.
+pub(super) struct Bench {
     sockmap: Sockmap,
     listener: TcpListener,
     upstream: TcpListener,
-    _links: Links,
+    pub(super) runtime: Runtime,
+    pub(super) clock: Clock,
+    /// How many to send where many are wanted.
+    pub(super) bytes: u64,
 }
 
 /// One connection without a relay.
-struct Connection {
-    client: TcpStream,
-    accepted: TcpStream,
-    ours: Socket,
-    server: TcpStream,
-    shortcut: Option<Arc<dyn Shortcut>>,
+pub(super) struct Connection {
+    pub(super) client: TcpStream,
+    pub(super) accepted: TcpStream,
+    pub(super) ours: Socket,
+    pub(super) server: TcpStream,
 }
 
 impl Bench {
-    fn new(cgroup: &Path) -> Result<Self> {
-        let mut programs = Programs::load(1)?;
-        if let Some(why) = programs.no_sockmap() {
-            anyhow::bail!("{why}");
-        }
-        let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
-        let _links = programs.attach(&opened)?;
-        let sockmap = Sockmap::new(&mut programs.maps(), BUDGET)?;
+    pub(super) fn new(maps: &mut Maps, clock: Clock, bytes: u64) -> Result<Self> {
+        let sockmap = Sockmap::new(maps, BUDGET)?;
         let (listener, upstream) = (listen(LOCALHOST)?, listen(LOCALHOST)?);
         sockmap.enrol(listener.local_addr()?, Enrol::Unnoticed)?;
-        Ok(Self { sockmap, listener, upstream, _links })
+        // Of this thread alone: the process may yet have to drop what threads would keep.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("start a runtime")?;
+        Ok(Self { sockmap, listener, upstream, runtime, clock, bytes })
     }
 
-    fn connect(&self, nonblocking: bool) -> Result<Connection> {
+    pub(super) fn try_all(&self) -> Vec<Check> {
+        let tries: [(&str, Attempt); 12] = [
+            ("a client's bytes go straight to the upstream", Self::redirects),
+            ("acknowledgements are followed", Self::follows_acknowledgements),
+            ("what exceeds the budget takes the native way", Self::keeps_the_budget),
+            ("a client's end is heard", Self::hears_the_end),
+            ("a blocking client is left alone", Self::leaves_blocking_clients_alone),
+            ("the server may speak first", Self::server_may_speak_first),
+            ("early bytes stay the first", Self::early_bytes_stay_the_first),
+            ("each side may end its half", Self::each_side_may_end_its_half),
+            ("each side may reset", Self::each_side_may_reset),
+            ("a writer that had to stop is told to go on", Self::stopped_writer_goes_on),
+            ("a slow reader's bytes stay within the budget", Self::slow_reader_holds_back),
+            ("many bytes in pieces of any size arrive in order", Self::many_bytes_arrive),
+        ];
+        tries.into_iter().map(|(name, attempt)| self.clock.check(name, || attempt(self))).collect()
+    }
+
+    pub(super) fn connect(&self, nonblocking: bool) -> Result<Connection> {
         let client = stream()?;
         client.set_nonblocking(nonblocking)?;
         match client.connect(&self.listener.local_addr()?.into()) {
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
             other => other.context("connect to the listener")?,
         }
-        let accepted_socket = accepted(&self.listener).context("the client did not arrive")?;
+        let accepted = self.clock.accepted(&self.listener).context("the client did not arrive")?;
         let ours = stream()?;
         self.sockmap.prepare(ours.as_fd());
         ours.connect(&self.upstream.local_addr()?.into()).context("connect to the upstream")?;
-        let server = accepted(&self.upstream).context("the upstream was not reached")?;
-        let shortcut = self.sockmap.open(accepted_socket.as_fd(), ours.as_fd());
-        let client = TcpStream::from(client);
-        Ok(Connection { client, accepted: accepted_socket, ours, server, shortcut })
+        let server = self.clock.accepted(&self.upstream).context("the upstream was not reached")?;
+        Ok(Connection { client: client.into(), accepted, ours, server })
+    }
+
+    pub(super) fn open(&self, connection: &Connection) -> Result<Arc<dyn Shortcut>> {
+        let Connection { accepted, ours, .. } = connection;
+        self.sockmap.open(accepted.as_fd(), ours.as_fd()).context("its socket was not enrolled")
     }
 
     fn enrolled(&self) -> Result<(Connection, Arc<dyn Shortcut>)> {
-        let mut connection = self.connect(true)?;
-        let shortcut = connection.shortcut.take().context("its socket was not enrolled")?;
+        let connection = self.connect(true)?;
+        let shortcut = self.open(&connection)?;
         Ok((connection, shortcut))
     }
 
@@ -144,10 +137,7 @@ impl Bench {
             }
         }
         ensure!(sent < most, "nobody read, and {sent} bytes were taken");
-        let acknowledged = waiting(&connection.server)?;
-        let allowed = u64::from(BUDGET.bytes.get()) + acknowledged;
-        let carried = shortcut.carried();
-        ensure!(carried <= allowed, "{carried} bytes were carried, {allowed} may be");
+        within_budget(&*shortcut, waiting(&connection.server)?)?;
         ensure!(waiting(&connection.accepted)? > 0, "nothing took the native way");
         Ok(())
     }
@@ -164,18 +154,26 @@ impl Bench {
 
     fn leaves_blocking_clients_alone(&self) -> Result<()> {
         let connection = self.connect(false)?;
-        ensure!(connection.shortcut.is_none(), "its socket was enrolled");
+        ensure!(self.open(&connection).is_err(), "its socket was enrolled");
         Ok(())
     }
 
-    fn counts_waiting_bytes(&self) -> Result<bool> {
+    pub(super) fn counts_waiting_bytes(&self) -> Result<bool> {
         let (mut connection, _shortcut) = self.enrolled()?;
         connection.accepted.write_all(b"hello")?;
         connection.client.set_nonblocking(false)?;
-        connection.client.set_read_timeout(Some(STEP))?;
+        connection.client.set_read_timeout(Some(self.clock.step()))?;
         connection.client.peek(&mut [0; 1]).context("nothing arrived")?;
         Ok(waiting(&connection.client)? == 5)
     }
+}
+
+/// Expects no more to be under way than may be, when the server's socket has been given so many bytes.
+pub(super) fn within_budget(shortcut: &dyn Shortcut, given: u64) -> Result<()> {
+    let allowed = u64::from(BUDGET.bytes.get()) + given;
+    let carried = shortcut.carried();
+    ensure!(carried <= allowed, "{carried} bytes were carried, {allowed} may be");
+    Ok(())
 }
 
 fn stream() -> Result<Socket> {
@@ -183,7 +181,7 @@ fn stream() -> Result<Socket> {
 }
 
 /// Bytes that wait to be read, as FIONREAD says.
-fn waiting(stream: &TcpStream) -> Result<u64> {
+pub(super) fn waiting(stream: &impl AsRawFd) -> Result<u64> {
     let mut waiting: libc::c_int = 0;
     // SAFETY: FIONREAD writes an int.
     let failed = unsafe { libc::ioctl(stream.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
