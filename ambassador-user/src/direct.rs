@@ -58,6 +58,8 @@ struct State {
     settled: HashMap<u64, (u64, u64)>,
     /// Misses that are in the counters already.
     missed: [u64; MISSES.len()],
+    /// Ends that the kernel told nobody, of which we have told.
+    untold: u64,
 }
 
 /// A connection that is open, made by the kernel.
@@ -89,13 +91,21 @@ impl Direct {
             })
             .collect();
         tables.listen(&listeners)?;
+        // All this may have begun under an ambassador before this one, whose counters have it.
+        let open = tables.open();
+        let live = if open.is_empty() { HashMap::new() } else { live_figures() };
+        let settled = open.iter().filter_map(|(cookie, _)| live.get_key_value(cookie));
+        let untold = routes.iter().map(|route| tables.untold(route_id(&route.name))).sum();
+        if untold > 0 {
+            info!("{untold} connections ended without a record since the kernel half was loaded");
+        }
         let state = State {
-            // Of an ambassador before this one, perhaps.
             retired: tables.targets(),
             missed: tables.missed(),
+            settled: settled.map(|(cookie, bytes)| (*cookie, *bytes)).collect(),
+            untold,
             tables,
             plans: HashMap::new(),
-            settled: HashMap::new(),
         };
         let direct = Arc::new(Self {
             state: Mutex::new(state),
@@ -261,7 +271,6 @@ impl Direct {
     /// Writes the records of connections as they end.
     async fn record(self: Arc<Self>, ends: Ends) -> io::Result<()> {
         let mut ends = ends.register()?;
-        let mut untold = 0;
         loop {
             let mut guard = ends.readable_mut().await?;
             // The kernel wakes us for the first of them, and not again while it waits: so many that end
@@ -271,7 +280,7 @@ impl Direct {
                 self.record_one(&end);
             }
             guard.clear_ready();
-            untold = self.tell_of_untold(untold);
+            self.tell_of_untold();
         }
     }
 
@@ -319,17 +328,16 @@ impl Direct {
     }
 
     /// The kernel tells nobody while its ring is full, but counts them.
-    fn tell_of_untold(&self, before: u64) -> u64 {
-        let state = self.state();
-        let counted = self.routes.keys().filter_map(|id| state.tables.route(*id).ok());
-        let untold = counted.map(|route| route.untold).sum();
+    fn tell_of_untold(&self) {
+        let mut state = self.state();
+        let untold = self.routes.keys().map(|id| state.tables.untold(*id)).sum();
+        let before = std::mem::replace(&mut state.untold, untold);
         if untold > before {
             warn!(
                 "{} connections ended without a record: there were too many at once",
                 untold - before
             );
         }
-        untold
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -212,6 +212,19 @@ fn ends_that_are_too_many_at_once_are_counted() -> Result<()> {
     let route = &status["routes"][0];
     let open = (&route["connections"], &route["endpoints"][0]["connections"]);
     ensure!(open == (&0.into(), &0.into()), "{status}");
+
+    drop(ambassador);
+    let launch = Launch::new(&refusing.place)?.in_kernel("direct")?;
+    let next = launch.route(format!("routed:{}={dead}", refusing.route)).start()?;
+    ensure!(refusing.route.connect().is_err(), "a connection to nobody");
+    until_true("the record of one more", || {
+        Ok(!next.access_records("outcome", "connect_failed")?.is_empty())
+    })?;
+    let log = next.log()?;
+    let told = |line: &&Value| line.to_string().contains("connections ended without a record");
+    let told: Vec<_> = log.iter().filter(told).collect();
+    let since = format!("{untold} connections ended without a record since the kernel half");
+    ensure!(told.len() == 1 && told[0].to_string().contains(&since), "{told:?}");
     Ok(())
 }
 

@@ -203,6 +203,11 @@ impl Tables {
         }
     }
 
+    /// How many of a route's connections ended while there was no room to tell of it.
+    pub fn untold(&self, route: u64) -> u64 {
+        self.route(route).map_or(0, |counted| counted.untold)
+    }
+
     /// What became of a route's connections.
     pub fn route(&self, route: u64) -> Result<Target> {
         self.state(&TargetKey::of_route(route))
