@@ -211,9 +211,15 @@ the same user in both):
 #[derive(Debug, Subcommand)]
 pub enum Probe {
     /// Exit 0 if TARGET accepts a connection, 1 if not
-    #[command(after_help = "Examples:
+    #[command(
+        after_help = "It connects as an app does. Where the ambassador relays a connection to TARGET, it is
+the ambassador that accepts, whether or not the upstream does; where the route is `direct`, it is
+the upstream.
+
+Examples:
   ambassador probe tcp 127.0.0.1:5432
-  ambassador probe tcp unix:/var/run/db/postgres.sock --timeout 500ms")]
+  ambassador probe tcp unix:/var/run/db/postgres.sock --timeout 500ms"
+    )]
     Tcp {
         /// HOST:PORT, [IP6]:PORT or unix:PATH
         target: Target,

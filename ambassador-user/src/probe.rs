@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::config::{self, Balance, Target};
-use crate::proxy::connect::connect;
+use crate::proxy::connect::{As, connect};
 use crate::upstream::Upstream;
 use crate::upstream::dns::Names;
 
-/// Whether `target` accepts a connection.
+/// Whether `target` accepts a connection, by the way that an app's would take.
 pub fn tcp(target: Target, timeout: Duration) -> Result<()> {
     let mut names = Names::default();
     let upstream = config::Upstream {
@@ -24,6 +24,6 @@ pub fn tcp(target: Target, timeout: Duration) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         names.watch();
-        connect(&upstream, &None).await.map(drop)
+        connect(&upstream, &As::App).await.map(drop)
     })
 }

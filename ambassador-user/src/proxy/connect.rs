@@ -27,18 +27,24 @@ pub struct Connected {
     pub lease: Lease,
 }
 
-/// Who is shown each socket before it is connected.
-type Prepare = Option<Arc<dyn Shortcuts>>;
+/// Who connects.
+#[derive(Debug, Clone)]
+pub enum As {
+    /// An ambassador: the connect hooks leave its sockets alone, and whoever offers shortcuts is shown them.
+    Ambassador(Option<Arc<dyn Shortcuts>>),
+    /// An app like any other.
+    App,
+}
 
 /// Tries endpoints as the upstream's policy orders them: each at most once, at most `attempts` of
 /// them, each within `timeout`.
-pub async fn connect(upstream: &Upstream, prepare: &Prepare) -> Result<Connected> {
+pub async fn connect(upstream: &Upstream, who: &As) -> Result<Connected> {
     let mut tried = Vec::new();
     let mut failures = Vec::new();
     for _ in 0..upstream.connect.attempts.get() {
         let Some((index, lease)) = upstream.choose(&tried) else { break };
         let deadline = Instant::now() + upstream.connect.timeout;
-        match timeout_at(deadline, reach(&lease, prepare)).await.unwrap_or_else(|_elapsed| {
+        match timeout_at(deadline, reach(&lease, who)).await.unwrap_or_else(|_elapsed| {
             Err(anyhow!(
                 "no answer within {}",
                 humantime::format_duration(upstream.connect.timeout)
@@ -54,28 +60,26 @@ pub async fn connect(upstream: &Upstream, prepare: &Prepare) -> Result<Connected
     Err(anyhow!("{}", failures.join("; ")))
 }
 
-async fn reach(lease: &Lease, prepare: &Prepare) -> Result<Socket> {
+async fn reach(lease: &Lease, who: &As) -> Result<Socket> {
     match lease.endpoint().reach().await? {
         Reach::Unix(path) => unix(&path).await.context("connect"),
         Reach::Tcp(addresses) => match addresses[..] {
-            [address] => {
-                tcp(address, prepare).await.with_context(|| format!("connect to {address}"))
-            }
-            _ => fastest(addresses, prepare).await,
+            [address] => tcp(address, who).await.with_context(|| format!("connect to {address}")),
+            _ => fastest(addresses, who).await,
         },
     }
 }
 
 /// Tries the addresses in order, the next one beside the last when that fails or stays silent.
-async fn fastest(addresses: Vec<SocketAddr>, prepare: &Prepare) -> Result<Socket> {
+async fn fastest(addresses: Vec<SocketAddr>, who: &As) -> Result<Socket> {
     let mut waiting = addresses.into_iter();
     let mut racing = JoinSet::new();
     let mut failure = anyhow!("no address");
     loop {
         if let Some(address) = waiting.next() {
-            let prepare = prepare.clone();
+            let who = who.clone();
             racing.spawn(async move {
-                tcp(address, &prepare).await.with_context(|| format!("connect to {address}"))
+                tcp(address, &who).await.with_context(|| format!("connect to {address}"))
             });
         }
         let ended = if waiting.len() > 0 {
@@ -95,14 +99,16 @@ async fn fastest(addresses: Vec<SocketAddr>, prepare: &Prepare) -> Result<Socket
     }
 }
 
-async fn tcp(address: SocketAddr, prepare: &Prepare) -> io::Result<Socket> {
+async fn tcp(address: SocketAddr, who: &As) -> io::Result<Socket> {
     let socket = stream(Domain::for_address(address))?;
     tune_tcp(&socket)?;
-    if let Some(shortcuts) = prepare {
-        shortcuts.prepare(socket.as_fd());
-    }
-    if address.ip().is_loopback() {
-        mark_as_ours(&socket, address.ip())?;
+    if let As::Ambassador(shortcuts) = who {
+        if let Some(shortcuts) = shortcuts {
+            shortcuts.prepare(socket.as_fd());
+        }
+        if address.ip().is_loopback() {
+            mark_as_ours(&socket, address.ip())?;
+        }
     }
     let target = address.into();
     // Asked again, connect(2) tells how far it is. Within a node the handshake is over by the time the

@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
 use super::Shared;
-use super::connect::{self, Connected};
+use super::connect::{self, As, Connected};
 use super::relay::{Broken, Traffic, relay};
 use super::shortcut::Shortcuts;
 use super::socket::Socket;
@@ -212,7 +212,8 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     let route = about.route();
     let mut pair = Pair { client: Some(client), upstream: None };
     // Boxed: connecting takes a large state that an established connection must not carry along.
-    let lease = match Box::pin(connect::connect(&route.upstream, &means.shortcuts)).await {
+    let ours = As::Ambassador(means.shortcuts.clone());
+    let lease = match Box::pin(connect::connect(&route.upstream, &ours)).await {
         Ok(Connected { socket, lease }) => {
             pair.upstream = Some(socket);
             lease

@@ -3,11 +3,12 @@
 use anyhow::{Context, Result, ensure};
 
 use ambassador_tests::address::Address;
-use ambassador_tests::ambassador::Ambassador;
+use ambassador_tests::ambassador::{self, Ambassador, Launch};
 use ambassador_tests::echo::{Echo, greeted};
 use ambassador_tests::needs;
 use ambassador_tests::place::Place;
-use ambassador_tests::wait::until_true;
+use ambassador_tests::process::Process;
+use ambassador_tests::wait::{SOON, until_true};
 
 use crate::{ROUTE, connect_bound, loopback, start, tier_of};
 
@@ -88,7 +89,7 @@ fn a_drain_redirects_during_its_grace() -> Result<()> {
     needs!(Direct);
     let here = Place::here();
     let (echo, route) = (Echo::greeting("e")?, loopback(&here)?);
-    let ambassador = ambassador_tests::ambassador::Launch::new(&here.with_bpffs()?)?
+    let ambassador = Launch::new(&here.with_bpffs()?)?
         .in_kernel("direct")?
         .flag("--drain-grace", "2s")
         .route(format!("{ROUTE}:{route}={}", echo.address()))
@@ -100,6 +101,23 @@ fn a_drain_redirects_during_its_grace() -> Result<()> {
     until_true("the end of the grace", || Ok(route.connect().is_err()))?;
     client.ask(b"still there?", b"still there?")?;
     ambassador.ends_with(0)
+}
+
+#[test]
+fn a_probe_takes_the_way_of_an_app() -> Result<()> {
+    needs!(Direct);
+    let Front { ambassador, route, _echo: echo } = Front::start()?;
+    let probe = || {
+        let mut probe = ambassador::command(&Place::here())?;
+        Process::start(probe.args(["probe", "tcp", &route.to_string()]))?.finish(SOON)
+    };
+    probe()?.success()?;
+    until_true("the record of the probe", || {
+        Ok(ambassador.access_records("tier", "direct")?.len() == 1)
+    })?;
+    drop(echo);
+    ensure!(probe()?.code() == Some(1), "a service that does not listen was found to answer");
+    Ok(())
 }
 
 /// An ambassador whose route leads to a greeting echo.
