@@ -129,6 +129,7 @@ fn explain(route: Option<&str>, control: &Path) -> Result<()> {
     let mut explained = status.routes.iter().filter(|route| wanted(&route.name)).peekable();
     ensure!(explained.peek().is_some(), "there is no route {}", route.unwrap_or_default());
     explained.try_for_each(|route| say(&route.explanation()))?;
+    status.known_bugs.iter().try_for_each(|bug| say(&format!("sockmap: {bug}")))?;
     status.explanation_of_misses().map_or(Ok(()), |misses| say(&misses))
 }
 

@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod kernel;
+pub mod known_bad;
 pub mod messages;
 pub mod obstacle;
 pub mod pins;

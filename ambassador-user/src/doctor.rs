@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::{Cgroup, Tier};
 use crate::datapath;
 use crate::datapath::kernel;
+use crate::datapath::known_bad::{self, Known};
 use crate::datapath::selftest::Check;
 use crate::privileges;
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING, SOCKMAP_IS_NOTICED, TIERS};
@@ -21,6 +22,8 @@ pub struct Report {
     capabilities: String,
     ebpf: Ebpf,
     tiers: Vec<Finding>,
+    /// Of this kernel, those that concern `sockmap`.
+    known_bugs: Vec<Known>,
     /// What was tried of the kernel tiers.
     checks: Vec<Tried>,
 }
@@ -105,6 +108,7 @@ impl Report {
                     Finding { tier: tier.to_string(), works: reason.is_none(), reason, note }
                 })
                 .collect(),
+            known_bugs: known_bad::here(),
             checks: checks.collect(),
         }
     }
@@ -145,6 +149,11 @@ impl fmt::Display for Report {
             }
             if let Some(note) = note {
                 writeln!(f, "  note    {note}")?;
+            }
+            if *tier == Tier::Sockmap.to_string() {
+                for bug in self.known_bugs.iter().filter(|bug| !bug.closes) {
+                    writeln!(f, "  known   {bug}")?;
+                }
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Tier;
+use crate::datapath::known_bad;
 use crate::drain::Phase;
 use crate::privileges;
 use crate::service::Service;
@@ -25,6 +26,8 @@ pub struct Status {
     pub routes: Vec<RouteStatus>,
     /// Connections that the connect hooks left to the listeners, by the reason; none without `direct`.
     pub direct_missed: BTreeMap<String, u64>,
+    /// Those of this kernel that `sockmap` may meet, if it can be used.
+    pub known_bugs: Vec<String>,
 }
 
 /// One route.
@@ -84,6 +87,12 @@ impl Status {
                 .iter()
                 .flat_map(|direct| direct.missed())
                 .map(|(reason, count)| (reason.to_owned(), count))
+                .collect(),
+            known_bugs: service
+                .sockmap
+                .iter()
+                .flat_map(|_sockmap| known_bad::here())
+                .map(|bug| bug.to_string())
                 .collect(),
             routes: service
                 .routes

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ambassador_ebpf::VERSION;
 use anyhow::{Context, Result, bail, ensure};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::messages::Messages;
 use super::obstacle::{self, Obstacle};
@@ -15,7 +15,7 @@ use super::programs::{Links, Maps, Programs};
 use super::selftest::{Check, Extent, Found};
 use super::sockmap::Sockmap;
 use super::tables::{Ends, Settings, Tables};
-use super::{cgroup, object, selftest};
+use super::{cgroup, known_bad, object, selftest};
 use crate::config::{Acceleration, Cgroup, Config, InFlight};
 use crate::privileges;
 
@@ -105,8 +105,9 @@ impl Kernel {
             return Err(Obstacle::Fails(why));
         }
         let no_sockmap = found.no_sockmap();
-        if let Some(why) = &no_sockmap {
-            attached.leave_out_sockmap(why);
+        match &no_sockmap {
+            Some(why) => attached.leave_out_sockmap(why),
+            None => known_bad::here().iter().for_each(|bug| warn!("sockmap: {bug}")),
         }
         let kernel = attached.serve(&instance, owner, kept, acceleration.inflight, no_sockmap);
         let mut kernel = kernel.map_err(Obstacle::Refused)?;

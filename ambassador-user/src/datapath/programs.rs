@@ -19,7 +19,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use super::messages::{self, Messages};
 use super::sockmap::layout::{self, Layout};
-use super::{object, obstacle};
+use super::{known_bad, object, obstacle};
 
 /// The programs on connect(2) and getpeername(2).
 const ADDRESS_HOOKS: [&str; 4] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6];
@@ -69,8 +69,12 @@ impl Programs {
             address_hook(&mut kernel, name)?.load().with_context(|| format!("load {name}"))?;
         }
         sock_ops(&mut kernel, LIFECYCLE)?.load().context("load the lifecycle program")?;
-        let client_sockets = layout.and_then(|_known| load_sockmap(&mut kernel));
-        let client_sockets = client_sockets.map_err(|error| obstacle::one_line(&error));
+        let client_sockets = match known_bad::obstacle() {
+            Some(why) => Err(why),
+            None => layout
+                .and_then(|_known| load_sockmap(&mut kernel))
+                .map_err(|error| obstacle::one_line(&error)),
+        };
         Ok(Self { kernel, client_sockets })
     }
 
