@@ -76,18 +76,25 @@ impl Bench {
     }
 
     pub(super) fn connect(&self, nonblocking: bool) -> Result<Connection> {
-        let client = stream()?;
+        let client = self.stream()?;
         client.set_nonblocking(nonblocking)?;
         match client.connect(&self.listener.local_addr()?.into()) {
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
             other => other.context("connect to the listener")?,
         }
         let accepted = self.clock.accepted(&self.listener).context("the client did not arrive")?;
-        let ours = stream()?;
+        let ours = self.stream()?;
         self.sockmap.prepare(ours.as_fd());
         ours.connect(&self.upstream.local_addr()?.into()).context("connect to the upstream")?;
         let server = self.clock.accepted(&self.upstream).context("the upstream was not reached")?;
         Ok(Connection { client: client.into(), accepted, ours, server })
+    }
+
+    fn stream(&self) -> Result<Socket> {
+        let stream = Socket::new(Domain::IPV4, Type::STREAM, None).context("open a socket")?;
+        // For connect(2) too, which else would try for minutes.
+        stream.set_write_timeout(Some(self.clock.step()))?;
+        Ok(stream)
     }
 
     pub(super) fn open(&self, connection: &Connection) -> Result<Arc<dyn Shortcut>> {
@@ -174,10 +181,6 @@ pub(super) fn within_budget(shortcut: &dyn Shortcut, given: u64) -> Result<()> {
     let carried = shortcut.carried();
     ensure!(carried <= allowed, "{carried} bytes were carried, {allowed} may be");
     Ok(())
-}
-
-fn stream() -> Result<Socket> {
-    Socket::new(Domain::IPV4, Type::STREAM, None).context("open a socket")
 }
 
 /// Bytes that wait to be read, as FIONREAD says.
