@@ -41,14 +41,19 @@ impl TcpSocket {
     /// Whether its descriptor is non-blocking and it wants no completions of MSG_ZEROCOPY: to other apps
     /// an enrolled socket is not quite an ordinary one.
     pub(crate) fn is_fit(&self) -> bool {
-        let flags: u64 = self.read(self.layout.sk_flags);
-        if flags >> self.layout.zerocopy & 1 != 0 {
+        if self.wants_completions() {
             return false;
         }
         let socket: *const u8 = self.read(self.layout.sk_socket);
         let Some(file) = follow(socket, self.layout.file) else { return false };
         let Some(flags) = follow::<u32>(file, self.layout.f_flags) else { return false };
         flags & O_NONBLOCK != 0
+    }
+
+    /// Whether SO_ZEROCOPY is set.
+    pub(crate) fn wants_completions(&self) -> bool {
+        let flags: u64 = self.read(self.layout.sk_flags);
+        flags >> self.layout.zerocopy & 1 != 0
     }
 
     fn read<T>(&self, offset: u64) -> T {

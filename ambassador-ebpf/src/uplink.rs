@@ -13,6 +13,7 @@
 
 use ambassador_ebpf::sockmap::{ANY_CLIENT, CHECKPOINTS, Orders, Sent, Tuple, place};
 use aya_ebpf::bindings::sk_action::SK_PASS;
+use aya_ebpf::helpers::generated::bpf_msg_pull_data;
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 
@@ -39,8 +40,22 @@ enum Pass {
 #[sk_msg]
 pub(crate) fn uplink(ctx: SkMsgContext) -> u32 {
     // The verdict is the same either way: the helper has noted where a redirected message goes.
-    let _: Result<(), Pass> = try_uplink(&ctx);
+    if try_uplink(&ctx).is_err() {
+        keep_whole(&ctx);
+    }
     SK_PASS
+}
+
+/// Has a message that takes its native way sent in one piece, if it may be one of MSG_ZEROCOPY. The kernel
+/// completes every piece, apps count completions, and one too many would let them write into what is still
+/// to be sent. The pieces are copies, so none at all does no harm.
+fn keep_whole(ctx: &SkMsgContext) {
+    if let Some(socket) = TcpSocket::of(message_socket(ctx))
+        && socket.wants_completions()
+    {
+        // SAFETY: the context is alive, and nothing refers to the message's bytes.
+        unsafe { bpf_msg_pull_data(ctx.msg, 0, ctx.size(), 0) };
+    }
 }
 
 fn try_uplink(ctx: &SkMsgContext) -> Result<(), Pass> {

@@ -1,9 +1,6 @@
 //! The `sockmap` tier from inside: which clients are taken, what passes user space by, what is held back,
 //! and how a connection is given back. What it owes a connection is told by `relay.rs`, on every way.
 
-mod lowered;
-mod tier;
-
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::thread::scope;
@@ -43,6 +40,10 @@ macro_rules! tier {
         Tier::new($clients, limits($bytes)?)?
     }};
 }
+
+mod lowered;
+mod tier;
+mod zerocopy;
 
 #[test]
 fn most_bytes_of_a_latched_client_pass_user_space_by() -> Result<()> {
