@@ -2,7 +2,9 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::thread::JoinHandleExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -41,16 +43,28 @@ on_every_way! { auto: Auto;
     socket_may_change_between_blocking_and_not,
 }
 
-/// One read(2) in a thread of its own, with no timeout: a signal would end one that has a timeout.
+/// One read(2) in a thread of its own, which waits there by now, with no timeout: a signal would end one
+/// that has a timeout.
 fn blocking_read(client: &Peer) -> Result<JoinHandle<io::Result<Vec<u8>>>> {
     let mut socket = client.socket().try_clone().context("clone the client's socket")?;
     socket.set_read_timeout(None).context("remove a socket's timeout")?;
-    Ok(spawn(move || {
+    let (say, said) = channel();
+    let reader = spawn(move || {
+        // Whoever asked may have given up.
+        let _ = say.send(std::fs::read_link("/proc/thread-self")?);
         let mut bytes = vec![0; 64];
         let read = socket.read(&mut bytes)?;
         bytes.truncate(read);
         Ok(bytes)
-    }))
+    });
+    let thread = said.recv().context("start a reader")?;
+    let stat = Path::new("/proc").join(thread).join("stat");
+    until_true("the reader to wait", || {
+        // Its name, in brackets, and its state.
+        let asleep = std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "));
+        Ok(asleep || reader.is_finished())
+    })?;
+    Ok(reader)
 }
 
 /// What a blocking read is owed that was woken by something else before its data came. Any wake-up ends
