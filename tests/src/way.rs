@@ -70,6 +70,11 @@ impl Way {
     /// Every relay.
     pub const RELAYS: [Self; 2] = [Self::Copy, Self::Splice];
 
+    /// Every way with an ambassador that TCP can take on this machine.
+    pub fn proxied() -> Result<Vec<Self>> {
+        Ok(Self::all()?.split_off(1))
+    }
+
     /// Every way that TCP can take on this machine, an unproxied connection first. Of one that cannot be
     /// taken, the tests of `relay.rs` say why.
     pub fn all() -> Result<Vec<Self>> {
@@ -80,6 +85,17 @@ impl Way {
             }
         }
         Ok(ways)
+    }
+
+    /// An ambassador in a place whose routes lead this way, but for what their configuration has to say.
+    pub fn launch(self, place: &Place) -> Result<Launch> {
+        // What it pins is nobody else's business, and stays if a test ends it.
+        let pinning = || Launch::new(&place.with_bpffs()?);
+        match self {
+            Self::Sockmap | Self::Direct => pinning()?.in_kernel(self),
+            Self::Auto | Self::Vouched => Ok(pinning()?.cgroup(cgroup::of_this_process()?)),
+            _ => Ok(Launch::new(place)?.flag("--tier", self.to_string())),
+        }
     }
 
     /// Why it cannot be taken by sockets of this family on this machine; `None` when it can.
@@ -158,13 +174,10 @@ impl Road {
             Family::Unix => Address::Unix(directory.path().join("client.sock")),
         };
         let route = format!("road:{address}={server}");
-        // What it pins is nobody else's business, and stays if a test ends it.
-        let pinning = || Launch::new(&place.with_bpffs()?);
         let launch = match way {
-            Way::Sockmap | Way::Direct => pinning()?.in_kernel(way)?.route(route),
             Way::Auto | Way::Vouched => {
                 let clients = if way == Way::Vouched { "nonblocking" } else { "any" };
-                let launch = pinning()?.cgroup(cgroup::of_this_process()?);
+                let launch = way.launch(place)?;
                 // Somebody must watch for the timeout, which keeps `direct` out.
                 launch.config(&format!(
                     "version: 1
@@ -173,7 +186,7 @@ upstreams: {{ u: {{ endpoints: ['{server}'] }} }}
 "
                 ))?
             }
-            _ => Launch::new(place)?.flag("--tier", way.to_string()).route(route),
+            _ => way.launch(place)?.route(route),
         };
         let launch = flags.iter().fold(launch, |launch, (name, value)| launch.flag(name, value));
         let ambassador = launch.start()?;

@@ -16,6 +16,8 @@ use ambassador_tests::pod::Pod;
 use ambassador_tests::process::run;
 use ambassador_tests::server::dnsmasq::Dnsmasq;
 use ambassador_tests::wait::{SOON, until, until_true};
+use ambassador_tests::way::Way;
+use serde_json::Value;
 
 #[test]
 fn failover_takes_the_first_endpoint_that_works() -> Result<()> {
@@ -32,10 +34,14 @@ fn failover_takes_the_first_endpoint_that_works() -> Result<()> {
 
 #[test]
 fn round_robin_spreads_by_weight() -> Result<()> {
-    let (light, heavy) = (Echo::greeting("l")?, Echo::greeting("h")?);
-    let (_ambassador, route) =
-        balanced("round_robin", &[(light.address(), 1), (heavy.address(), 3)])?;
-    ensure!(tally(&hold(&route, 40)?) == [("h", 30), ("l", 10)].into());
+    for way in Way::proxied()? {
+        let (light, heavy) = (Echo::greeting("l")?, Echo::greeting("h")?);
+        let endpoints = [(light.address(), 1), (heavy.address(), 3)];
+        let (ambassador, route) = balanced_by(way, "round_robin", &endpoints)?;
+        let held = hold(&route, 40)?;
+        ensure!(tally(&held) == [("h", 30), ("l", 10)].into(), "{way}: {:?}", tally(&held));
+        are_direct_or_not(&ambassador, way)?;
+    }
     Ok(())
 }
 
@@ -52,18 +58,22 @@ fn round_robin_passes_over_a_dead_endpoint() -> Result<()> {
 
 #[test]
 fn least_connections_fills_the_emptiest() -> Result<()> {
-    let (one, two) = (Echo::greeting("1")?, Echo::greeting("2")?);
-    let (ambassador, route) =
-        balanced("least_connections", &[(one.address(), 1), (two.address(), 1)])?;
-    let held = hold(&route, 10)?;
-    ensure!(tally(&held) == [("1", 5), ("2", 5)].into(), "{:?}", tally(&held));
+    for way in Way::proxied()? {
+        let (one, two) = (Echo::greeting("1")?, Echo::greeting("2")?);
+        let endpoints = [(one.address(), 1), (two.address(), 1)];
+        let (ambassador, route) = balanced_by(way, "least_connections", &endpoints)?;
+        let held = hold(&route, 10)?;
+        ensure!(tally(&held) == [("1", 5), ("2", 5)].into(), "{way}: {:?}", tally(&held));
 
-    let (gone, _kept): (Vec<_>, Vec<_>) = held.into_iter().partition(|(name, _)| name == "1");
-    drop(gone);
-    until_true("the end of five connections", || {
-        Ok(ambassador.access_records("outcome", "ok")?.len() == 5)
-    })?;
-    ensure!(tally(&hold(&route, 5)?) == [("1", 5)].into());
+        let (gone, _kept): (Vec<_>, Vec<_>) = held.into_iter().partition(|(name, _)| name == "1");
+        drop(gone);
+        until_true("the end of five connections", || {
+            Ok(ambassador.access_records("outcome", "ok")?.len() == 5)
+        })?;
+        let more = hold(&route, 5)?;
+        ensure!(tally(&more) == [("1", 5)].into(), "{way}: {:?}", tally(&more));
+        are_direct_or_not(&ambassador, way)?;
+    }
     Ok(())
 }
 
@@ -206,12 +216,32 @@ const NAME: &str = "service.test";
 
 /// An ambassador here with one route to these endpoints and weights.
 fn balanced(balance: &str, endpoints: &[(&Address, u16)]) -> Result<(Ambassador, Address)> {
+    balanced_by(Way::Splice, balance, endpoints)
+}
+
+/// The same, this way.
+fn balanced_by(
+    way: Way,
+    balance: &str,
+    endpoints: &[(&Address, u16)],
+) -> Result<(Ambassador, Address)> {
     let endpoints: Vec<_> =
         endpoints.iter().map(|(address, weight)| format!("'{address}:{weight}'")).collect();
-    place_balanced(&Place::here(), balance, &endpoints.join(", "), "")
+    let here = Place::here();
+    launch_balanced(way.launch(&here)?, &here, balance, &endpoints.join(", "), "")
 }
 
 fn place_balanced(
+    place: &Place,
+    balance: &str,
+    endpoints: &str,
+    more: &str,
+) -> Result<(Ambassador, Address)> {
+    launch_balanced(Launch::new(place)?, place, balance, endpoints, more)
+}
+
+fn launch_balanced(
+    launch: Launch,
     place: &Place,
     balance: &str,
     endpoints: &str,
@@ -229,13 +259,26 @@ upstreams:
     {more}
 "
     );
-    Ok((Launch::new(place)?.config(&config)?.start()?, route))
+    Ok((launch.config(&config)?.start()?, route))
 }
 
 /// An ambassador in a pod whose DNS is in the upstream's place, with a route to [`NAME`].
 fn named(pod: &Pod, port: u16) -> Result<(Ambassador, Address)> {
     let place = pod.inside.with_resolver(&Dnsmasq::resolv_conf(&pod.upstream))?;
     place_balanced(&place, "failover", &format!("'{NAME}:{port}'"), "dns: { max_ttl: 1s }")
+}
+
+/// Expects all connections that are open to be redirected where the way is `direct`, and none elsewhere.
+fn are_direct_or_not(ambassador: &Ambassador, way: Way) -> Result<()> {
+    let told = ambassador.command(&["connections", "--json"])?.success()?;
+    let tiers = told.lines().map(|line| {
+        let told: Value = serde_json::from_str(line).context("parse a connection")?;
+        Ok(told["tier"].clone())
+    });
+    let tiers = tiers.collect::<Result<Vec<_>>>()?;
+    let as_it_is = tiers.iter().all(|tier| (tier == "direct") == (way == Way::Direct));
+    ensure!(as_it_is && !tiers.is_empty(), "{way}: carried by {tiers:?}");
+    Ok(())
 }
 
 /// Holds this many connections, with what greeted each.
