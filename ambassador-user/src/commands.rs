@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::admin::control::Request;
 use crate::cli::{Cli, Command, ConfigArgs, LogArgs, Probe};
-use crate::config::{Environment, Tier};
+use crate::config::{Environment, InstanceText, Tier};
 use crate::datapath::kernel;
 use crate::datapath::pins::{Owner, Pins};
 use crate::doctor::Report;
@@ -113,14 +113,16 @@ fn unload(stale: bool, instance: Option<String>) -> Result<()> {
         }
         return Ok(());
     }
-    let instance = match instance {
-        Some(name) => name,
-        None => kernel::default_instance()?,
+    // As everywhere, a variable that says nothing is none.
+    let instance = match instance.as_deref().unwrap_or_default() {
+        "" => kernel::default_instance()?,
+        name => name.parse::<InstanceText>().context("--instance")?.0.to_string(),
     };
-    match Pins::find(&instance)? {
-        Some(pins) => pins.remove(),
-        None => say(&format!("nothing is pinned for {instance}")),
+    let pinned = Pins::all(&instance)?;
+    if pinned.is_empty() {
+        return say(&format!("nothing is pinned for {instance}"));
     }
+    pinned.into_iter().try_for_each(Pins::remove)
 }
 
 fn explain(route: Option<&str>, control: &Path) -> Result<()> {

@@ -27,6 +27,7 @@ pub use environment::Environment;
 pub use problem::{ConfigError, Problem, Warning};
 pub use resolve::Resolved;
 
+pub(crate) use acceleration::InstanceText;
 pub(crate) use document::Document;
 pub(crate) use file::schema;
 pub(crate) use layer::{Draft, Layer, Policy, Said, Settings};

@@ -57,12 +57,17 @@ impl Pins {
         Self::exist(instance).then(|| Self::lock(directory)).transpose()
     }
 
+    /// All there is of an instance, with what somebody who was killed did not finish.
+    pub fn all(instance: &str) -> Result<Vec<Self>> {
+        let names = [instance.to_owned(), unfinished(instance)];
+        names.iter().filter_map(|name| Self::find(name).transpose()).collect()
+    }
+
     /// Pins maps and links for a user, beside what may be there, until [`Pins::outlive`].
     pub fn make(instance: &str, maps: &Maps, links: Links, owner: Owner) -> Result<Self> {
         // As /tmp: ambassadors of several users may share a node's bpffs.
         make_directory(Path::new(DIRECTORY), 0o1777)?;
-        // No instance has such a name.
-        let beside = Path::new(DIRECTORY).join(format!("{instance}~"));
+        let beside = Path::new(DIRECTORY).join(unfinished(instance));
         make_directory(&beside, 0o755)?;
         let mut pins = Self::lock(beside)?;
         pins.provisional = Some(Path::new(DIRECTORY).join(instance));
@@ -220,6 +225,11 @@ impl Drop for Pins {
             tracing::warn!("cannot take back what was pinned: {error:#}");
         }
     }
+}
+
+/// The directory of an instance that is being made: no instance has such a name.
+fn unfinished(instance: &str) -> String {
+    format!("{instance}~")
 }
 
 /// The inode of the cgroup that a pinned link attaches to; 0 when it is gone.

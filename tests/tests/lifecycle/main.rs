@@ -157,15 +157,27 @@ fn what_is_in_use_is_left_to_its_user() -> Result<()> {
 }
 
 #[test]
-fn a_half_made_instance_is_made_anew() -> Result<()> {
+fn a_half_made_instance_is_made_anew_or_removed() -> Result<()> {
     needs!(Direct);
     let scene = Scene::new()?;
-    let half = format!("{BPFFS}/ambassador/{INSTANCE}/maps");
-    run(scene.place.command("mkdir").args(["-p", &half]), SOON)?;
-    let ambassador = scene.launch()?.start()?;
-    let _client = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
-    ambassador.end()
+    // What was in place is of an earlier version, and what is beside it has never been in place.
+    for half in [format!("{INSTANCE}/maps"), format!("{INSTANCE}~/maps")] {
+        let half = format!("{BPFFS}/ambassador/{half}");
+        let make = || run(scene.place.command("mkdir").args(["-p", &half]), SOON);
+        make()?;
+        let ambassador = scene.launch()?.start()?;
+        let _client = scene.connect()?;
+        ensure!(tiers(&ambassador)? == ["direct"]);
+        ambassador.end()?;
+        ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+
+        make()?;
+        scene.command(&["unload", "--instance", INSTANCE])?.success()?;
+        ensure!(scene.pinned()?.is_empty(), "not removed: {:?}", scene.pinned()?);
+    }
+    let outside = scene.command(&["unload", "--instance", "../ambassador"])?;
+    ensure!(outside.stderr.contains("does not name an instance"), "{outside:?}");
+    Ok(())
 }
 
 /// A place with a bpffs of its own, and a route from there to an echo that greets with one byte.
