@@ -167,7 +167,8 @@ impl Pins {
         make_directory(&path, 0o700)?;
         let lock = File::open(&path).with_context(|| {
             format!(
-                "open {} (it belongs to the user that `ambassador load --for` named)",
+                "open {} (it belongs to the user that `ambassador load --for` named; others take \
+                 CAP_DAC_READ_SEARCH)",
                 path.display()
             )
         })?;
@@ -182,9 +183,12 @@ impl Pins {
     }
 
     fn fill(&self, maps: &Maps, links: Links, Owner { uid, gid }: Owner) -> Result<()> {
-        let lock = self.directory.join(LOCK);
-        chown(&lock, Some(uid), Some(gid))
-            .with_context(|| format!("give {} to user {uid}", lock.display()))?;
+        let give = |path: &Path| {
+            chown(path, Some(uid), Some(gid)).with_context(|| {
+                format!("give {} to user {uid}, which may take CAP_CHOWN", path.display())
+            })
+        };
+        give(&self.directory.join(LOCK))?;
         let (of_maps, of_links) = (self.directory.join("maps"), self.directory.join("links"));
         make_directory(&of_maps, 0o755)?;
         make_directory(&of_links, 0o700)?;
@@ -192,10 +196,10 @@ impl Pins {
         for (name, map) in maps.0.iter().filter(|(name, _)| !name.contains('.')) {
             let path = of_maps.join(name);
             map.pin(&path).with_context(|| format!("pin {}", path.display()))?;
-            chown(&path, Some(uid), Some(gid))
-                .with_context(|| format!("give {} to user {uid}", path.display()))?;
+            // While it is ours: later that would take CAP_FOWNER.
             fs::set_permissions(&path, Permissions::from_mode(0o600))
                 .with_context(|| format!("keep others from {}", path.display()))?;
+            give(&path)?;
         }
         // The map that it is attached to is pinned.
         std::mem::forget(links.to_sockets);

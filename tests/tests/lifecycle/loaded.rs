@@ -82,6 +82,29 @@ fn what_was_loaded_stays_in_force_when_it_cannot_be_replaced() -> Result<()> {
 }
 
 #[test]
+fn loading_for_another_user_takes_few_capabilities() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let load = |capabilities: &str| {
+        let bounds = format!("--bounding-set=-all,+bpf,+net_admin{capabilities}");
+        let wrapper = ["setpriv", "--inh-caps=-all", &bounds, "--"];
+        Ok::<_, anyhow::Error>(
+            scene.load_under(&wrapper, INSTANCE, cgroup::of_this_process()?)?.stderr,
+        )
+    };
+    let told = load("")?;
+    ensure!(told.contains("CAP_CHOWN") && scene.pinned()?.is_empty(), "{told}");
+    let told = load(",+chown")?;
+    ensure!(told.contains("pinned at"), "{told}");
+    let told = load(",+chown")?;
+    ensure!(told.contains("CAP_DAC_READ_SEARCH"), "{told}");
+    let told = load(",+chown,+dac_read_search")?;
+    ensure!(told.contains("pinned at"), "{told}");
+    let _ambassador = scene.launch()?.by_user(USER)?.start()?;
+    scene.connect().map(drop)
+}
+
+#[test]
 fn what_was_loaded_for_one_user_is_closed_to_another() -> Result<()> {
     needs!(Direct);
     let scene = Scene::new()?;
