@@ -96,7 +96,10 @@ fn note_acknowledged(ctx: &SockOpsContext) -> Result<(), Miss> {
     // SAFETY: the context is alive, and this is one of its fields.
     let acked = unsafe { (*ctx.ops).bytes_acked };
     // SAFETY: this line is written here only, under the lock of the flow's one upstream socket.
-    unsafe { (*progress).received.acked = acked };
+    let received = unsafe { &mut (*progress).received };
+    received.acked = acked;
+    let socket = TcpSocket::of(event_socket(ctx)).ok_or(Miss::Stranger)?;
+    received.buffer = socket.send_buffer();
     Ok(())
 }
 

@@ -38,6 +38,12 @@ impl TcpSocket {
         acked.wrapping_add(u64::from(write_seq.wrapping_sub(snd_una))).wrapping_sub(1)
     }
 
+    /// What its send buffer may hold, as the kernel counts it.
+    pub(crate) fn send_buffer(&self) -> u64 {
+        let size: u32 = self.read(self.layout.sk_sndbuf);
+        u64::from(size)
+    }
+
     /// Whether its descriptor is non-blocking and it wants no completions of MSG_ZEROCOPY: to other apps
     /// an enrolled socket is not quite an ordinary one.
     pub(crate) fn is_fit(&self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! - program: `sk_msg`, attached to the socket hash `CLIENT_SOCKETS`
 //! - kernel: 5.15 (as `enrol`, without which no socket gets here)
-//! - maps: `FLOWS`, `ORDERS` (read), `UPLINK_SOCKETS` (redirect), `PROGRESS` (write)
+//! - maps: `FLOWS`, `ORDERS` (read), `UPLINK_SOCKETS` (redirect), `PROGRESS`, `ENROLLED` (write)
 //! - byte order: addresses stay in network order; `remote_port` comes in network order, in the upper
 //!   half of the word on little-endian machines, and leaves in that of the machine
 //! - on failure: the message takes its native way to the ambassador, which forwards it. The program
@@ -11,14 +11,16 @@
 //! A byte may be redirected only if the upstream's socket has accepted every earlier byte of the client.
 //! The client's socket is locked here, so nothing in this file depends on timing.
 
-use ambassador_ebpf::sockmap::{ANY_CLIENT, CHECKPOINTS, Orders, Sent, Tuple, place};
+use ambassador_ebpf::sockmap::{
+    ANY_CLIENT, CHECKPOINTS, Orders, SHARE_OF_BYTES, Sent, TURNED_UNFIT, Tuple, place,
+};
 use aya_ebpf::bindings::sk_action::SK_PASS;
 use aya_ebpf::helpers::generated::bpf_msg_pull_data;
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 
 use crate::context::{message_socket, message_tuple};
-use crate::maps::sockmap::{FLOWS, ORDERS, PROGRESS, UPLINK_SOCKETS};
+use crate::maps::sockmap::{ENROLLED, FLOWS, ORDERS, PROGRESS, UPLINK_SOCKETS};
 use crate::tcp::TcpSocket;
 use crate::volatile;
 
@@ -62,7 +64,9 @@ fn try_uplink(ctx: &SkMsgContext) -> Result<(), Pass> {
     let tuple = message_tuple(ctx).ok_or(Pass::NotArmed)?;
     // SAFETY: the id is copied at once, and below it is held against orders that change hands only
     // while they are not armed.
-    let id = unsafe { FLOWS.get(tuple) }.copied().ok_or(Pass::NotArmed)?;
+    let Some(id) = unsafe { FLOWS.get(tuple) }.copied() else {
+        return Err(wait_for_a_flow(ctx, &tuple));
+    };
     let orders = ORDERS.get(place(id)).ok_or(Pass::NotArmed)?;
     if id == 0 || volatile::read(&orders.armed) != id || !is_of(orders, &tuple) {
         return Err(Pass::NotArmed);
@@ -71,7 +75,8 @@ fn try_uplink(ctx: &SkMsgContext) -> Result<(), Pass> {
     // SAFETY: these lines are written here only, under the lock of the flow's one client socket.
     let sent = unsafe { &mut (*progress).sent };
     // SAFETY: the pointer is that of a living element.
-    let acked = volatile::read(unsafe { &(*progress).received.acked });
+    let received = unsafe { &(*progress).received };
+    let (acked, buffer) = (volatile::read(&received.acked), volatile::read(&received.buffer));
     let socket = TcpSocket::of(message_socket(ctx)).ok_or(Pass::NotArmed)?;
 
     if volatile::read(&orders.flags) & ANY_CLIENT == 0 && !socket.is_fit() {
@@ -86,7 +91,8 @@ fn try_uplink(ctx: &SkMsgContext) -> Result<(), Pass> {
     let end = sent.redirected + forwarded + length;
     // Nothing is known of acknowledgements before the first one.
     let acked = acked.saturating_sub(volatile::read(&orders.base));
-    if end - acked > volatile::read(&orders.budget) {
+    let budget = volatile::read(&orders.budget).min(buffer / SHARE_OF_BYTES);
+    if end - acked > budget {
         return Err(Pass::OverBudget);
     }
     let checkpoint = checkpoint(sent, volatile::read(&orders.stride), acked)?;
@@ -100,6 +106,19 @@ fn try_uplink(ctx: &SkMsgContext) -> Result<(), Pass> {
         *slot = end;
     }
     Ok(())
+}
+
+/// Says, while user space has not opened a flow, that it should not: for the app would notice.
+fn wait_for_a_flow(ctx: &SkMsgContext, tuple: &Tuple) -> Pass {
+    let Some(flags) = ENROLLED.get_ptr_mut(tuple) else { return Pass::NotArmed };
+    let Some(socket) = TcpSocket::of(message_socket(ctx)) else { return Pass::NotArmed };
+    // SAFETY: until a flow takes the client up, nobody else writes its flags.
+    let flags = unsafe { &mut *flags };
+    if *flags & ANY_CLIENT != 0 || socket.is_fit() {
+        return Pass::NotArmed;
+    }
+    *flags |= TURNED_UNFIT;
+    Pass::Unfit
 }
 
 /// The slot to note this message in, or none (`usize::MAX`) between two strides.

@@ -119,7 +119,12 @@ impl Direct {
         direct.update();
         direct.state().tables.renew(stale_after)?;
         for (index, route) in indexed() {
-            let (direct, id) = (Arc::downgrade(&direct), route_id(&route.name));
+            let id = route_id(&route.name);
+            // Where nothing is, was or will be carried past us, counting would only cost every connection.
+            if route.choice().tier < Tier::Direct && direct.active(id) == 0 {
+                continue;
+            }
+            let direct = Arc::downgrade(&direct);
             route.count_past_us(move |ours| {
                 direct.upgrade().map_or(0, |direct| direct.exchange_counts(index, id, ours))
             });

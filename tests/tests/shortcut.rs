@@ -78,7 +78,7 @@ impl Pair {
         runtime.spawn(async move {
             let client = Socket::new(accepted.into(), Family::Tcp)?;
             let upstream = Socket::new(upstream.into(), Family::Tcp)?;
-            relay(&client, &upstream, None, &relayed, None)
+            relay(&client, &upstream, None, None, &relayed, None)
                 .await
                 .map_err(|it| anyhow::anyhow!("{it:?}"))
         });

@@ -13,8 +13,8 @@ pub const UPLINK: &str = "uplink";
 
 /// Where sockets of clients are enrolled: a hash of [`ListenerKey`] to `u64` flags.
 pub const ENROL_LISTENERS: &str = "ENROL_LISTENERS";
-/// Clients whose sockets have been enrolled, and that no flow has taken up: a hash of [`Tuple`] to the listener's
-/// flags.
+/// Clients whose sockets have been enrolled, and that no flow has taken up: a hash of [`Tuple`] to flags, the
+/// listener's and [`TURNED_UNFIT`].
 pub const ENROLLED: &str = "ENROLLED";
 /// The enrolled sockets of clients: a socket hash by [`Tuple`], to which [`UPLINK`] is attached.
 pub const CLIENT_SOCKETS: &str = "CLIENT_SOCKETS";
@@ -49,6 +49,11 @@ pub const MOST_FLOWS: u32 = 8192;
 pub const CHECKPOINTS: u64 = 8;
 /// Flag of a listener: blocking clients are enrolled too, because the route asks for it.
 pub const ANY_CLIENT: u64 = 1;
+/// Flag of an enrolled client: it has sent on a socket that is [unfit](Sent::unfit), before it had a flow.
+pub const TURNED_UNFIT: u64 = 2;
+/// Of the send buffer of C, as the kernel counts it, the share that bytes take. The rest is what they cost
+/// beside, and room for what is forwarded.
+pub const SHARE_OF_BYTES: u64 = 3;
 
 /// A listen address of one network namespace.
 #[repr(C)]
@@ -86,13 +91,13 @@ pub struct Orders {
     pub armed: u64,
     /// Bytes that A sent natively and C has accepted.
     pub forwarded: u64,
-    /// Bytes that C had accepted before the flow began.
+    /// Bytes that C had accepted before the first of A.
     pub base: u64,
-    /// Bytes that C may hold without an acknowledgement.
+    /// Bytes that C may hold without an acknowledgement, if its send buffer is large enough.
     pub budget: u64,
 }
 
-/// What the kernel says of a flow. User space clears it before the flow begins.
+/// What the kernel says of a flow. Before it begins, user space clears it and says what has come back so far.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
@@ -123,6 +128,8 @@ pub struct Sent {
 pub struct Received {
     /// Bytes of C that are acknowledged, as its `bytes_acked` counts them.
     pub acked: u64,
+    /// The size of its send buffer, which grows with what the path can carry.
+    pub buffer: u64,
 }
 
 /// Where this kernel keeps what the programs read of a socket: offsets in bytes, from its BTF.
@@ -135,6 +142,7 @@ pub struct SocketLayout {
     pub bytes_acked: u64,
     pub sk_socket: u64,
     pub sk_flags: u64,
+    pub sk_sndbuf: u64,
     /// In `struct socket`.
     pub file: u64,
     /// In `struct file`.
@@ -168,7 +176,7 @@ const _: () = {
     assert!(size_of::<Progress>() == 192);
     assert!(offset_of!(Progress, received) == 128);
     assert!(offset_of!(Sent, checkpoints) == 64);
-    assert!(size_of::<SocketLayout>() == 64);
+    assert!(size_of::<SocketLayout>() == 72);
 };
 
 // SAFETY: `repr(C)`, integers only, and no padding, as the sizes asserted above add up.

@@ -15,6 +15,7 @@ pub(crate) static SOCKET_LAYOUT: Global<SocketLayout> = Global::new(SocketLayout
     bytes_acked: 0,
     sk_socket: 0,
     sk_flags: 0,
+    sk_sndbuf: 0,
     file: 0,
     f_flags: 0,
     zerocopy: 0,
@@ -24,7 +25,8 @@ pub(crate) static SOCKET_LAYOUT: Global<SocketLayout> = Global::new(SocketLayout
 #[map]
 pub(crate) static ENROL_LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max_entries(1024, 0);
 
-/// Written by `enrol`, deleted by user space when it accepts the connection; the oldest make room.
+/// Written by `enrol` and `uplink`, deleted by user space when a flow takes the client up or it is handed
+/// back; the oldest make room.
 #[map]
 pub(crate) static ENROLLED: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(MOST_FLOWS, 0);
 

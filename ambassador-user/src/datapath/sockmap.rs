@@ -12,14 +12,14 @@ mod shared;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ambassador_ebpf::sockmap::{
     ANY_CLIENT, CLIENT_SOCKETS, ENROL_LISTENERS, ENROLLED, FLOWS, ListenerKey, MOST_FLOWS, ORDERS,
-    Orders, PROGRESS, Progress, Tuple, UPLINK_SOCKETS, UPLINK_TAGS,
+    Orders, PROGRESS, Progress, TURNED_UNFIT, Tuple, UPLINK_SOCKETS, UPLINK_TAGS,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use aya::maps::{HashMap, MapData, SkStorage, SockHash};
 use tracing::debug;
 
@@ -69,13 +69,7 @@ impl Sockmap {
         for listener in gone {
             let _ = tables.listeners.remove(&listener);
         }
-        Ok(Self(Arc::new(Kernel {
-            orders,
-            progress,
-            limits,
-            narrow: Once::new(),
-            tables: Mutex::new(tables),
-        })))
+        Ok(Self(Arc::new(Kernel { orders, progress, limits, tables: Mutex::new(tables) })))
     }
 
     /// Enrols from now on clients that connect to an address.
@@ -103,11 +97,33 @@ impl Shortcuts for Sockmap {
         }
     }
 
-    fn open(&self, client: BorrowedFd<'_>, upstream: BorrowedFd<'_>) -> Option<Arc<dyn Shortcut>> {
+    fn can_have(&self, client: BorrowedFd<'_>) -> bool {
+        let Ok(tuple) = tuple(client) else { return false };
+        let flags = self.0.tables().enrolled.get(&tuple, 0);
+        match flags {
+            Ok(flags) if flags & TURNED_UNFIT == 0 => true,
+            Ok(_turned_unfit) => {
+                self.decline(client);
+                false
+            }
+            Err(_not_enrolled) => false,
+        }
+    }
+
+    fn open(
+        &self,
+        client: BorrowedFd<'_>,
+        upstream: BorrowedFd<'_>,
+        forwarded: u64,
+    ) -> Option<Arc<dyn Shortcut>> {
         let tuple = tuple(client).ok()?;
-        // What is not enrolled is a client that would notice.
         let flags = self.0.take_enrolled(&tuple)?;
-        match Flow::open(&self.0, tuple, flags, upstream) {
+        let opened = if flags & TURNED_UNFIT == 0 {
+            Flow::open(&self.0, tuple, flags, upstream, forwarded)
+        } else {
+            Err(anyhow!("its app would notice"))
+        };
+        match opened {
             Ok(flow) => Some(Arc::new(flow)),
             Err(error) => {
                 debug!("no uplink: {error:#}");
@@ -132,8 +148,6 @@ struct Kernel {
     orders: Shared,
     progress: Shared,
     limits: InFlight,
-    /// Says once that the system allows less than the limits.
-    narrow: Once,
     tables: Mutex<Tables>,
 }
 

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::Shared;
 use super::connect::{self, As, Connected};
 use super::relay::{Broken, Traffic, relay};
-use super::shortcut::Shortcuts;
+use super::shortcut::{Prospect, Shortcuts};
 use super::socket::Socket;
 use super::splice::PipePool;
 use crate::config::Tier;
@@ -261,17 +261,11 @@ impl Pair {
         let (Some(client), Some(upstream)) = (&self.client, &self.upstream) else {
             return Ok(());
         };
-        if let Some(shortcuts) = &means.shortcuts
-            && let Some(shortcut) = shortcuts.open(client.as_fd(), upstream.as_fd())
-        {
-            // Set once, here.
-            let shortcut = traffic.shortcut.get_or_init(|| shortcut);
-            // Whoever lowers a route closes what is set by then; after that it is seen here.
-            if route.relay() < Tier::Sockmap {
-                shortcut.close();
-            }
-        }
-        relay(client, upstream, means.pipes.as_ref(), traffic, route.idle_timeout).await?;
+        let allowed = || route.relay() >= Tier::Sockmap;
+        let prospect = means.shortcuts.as_deref();
+        let prospect = prospect.map(|shortcuts| Prospect { shortcuts, allowed: &allowed });
+        relay(client, upstream, means.pipes.as_ref(), prospect, traffic, route.idle_timeout)
+            .await?;
         // In order: dropping a socket sends its FIN.
         self.client = None;
         self.upstream = None;

@@ -16,7 +16,7 @@ use tokio::task::coop::unconstrained;
 use tokio::time::sleep;
 
 use super::copy::Copy;
-use super::shortcut::{Beside, Shortcut};
+use super::shortcut::{Beside, Prospect, Shortcut};
 use super::socket::{Pulled, Socket};
 use super::splice::{Pipe, PipePool};
 
@@ -72,11 +72,12 @@ pub async fn relay(
     client: &Socket,
     upstream: &Socket,
     pipes: Option<&Arc<PipePool>>,
+    prospect: Option<Prospect<'_>>,
     traffic: &Traffic,
     idle_timeout: Option<Duration>,
 ) -> Result<(), Broken> {
     // The relay limits its turns itself, and must know "not now" of the kernel from one of the runtime.
-    let transfer = unconstrained(transfer(client, upstream, pipes, traffic));
+    let transfer = unconstrained(transfer(client, upstream, pipes, prospect, traffic));
     match idle_timeout {
         None => transfer.await,
         Some(timeout) => tokio::select! {
@@ -91,10 +92,11 @@ async fn transfer(
     client: &Socket,
     upstream: &Socket,
     pipes: Option<&Arc<PipePool>>,
+    prospect: Option<Prospect<'_>>,
     traffic: &Traffic,
 ) -> Result<(), Broken> {
-    let shortcut = traffic.shortcut.get().map(|shortcut| Beside::new(&**shortcut));
-    let mut up = Way::Open(Direction::new(client, upstream, pipes, &traffic.relayed_up, shortcut));
+    let beside = Beside::new(&traffic.shortcut, prospect);
+    let mut up = Way::Open(Direction::new(client, upstream, pipes, &traffic.relayed_up, beside));
     let mut down = Way::Open(Direction::new(upstream, client, pipes, &traffic.relayed_down, None));
     let mut client_failure = pin!(client.failed());
     let mut upstream_failure = pin!(upstream.failed());
@@ -265,6 +267,9 @@ impl<'a> Direction<'a> {
                 return Ok(Poll::Ready(()));
             }
             self.count(pulled.passed);
+            if let Some(beside) = &mut self.beside {
+                beside.took_a_piece(self.from, self.to, self.moved.load(Ordering::Relaxed));
+            }
             self.busyness.after(pulled.taken);
             left = left.saturating_sub(pulled.taken.max(LEAST_COST));
         }

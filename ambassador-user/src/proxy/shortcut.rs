@@ -7,9 +7,10 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,17 @@ pub trait Shortcuts: Debug + Send + Sync {
     /// To be shown each socket before it is connected to an upstream.
     fn prepare(&self, upstream: BorrowedFd<'_>);
 
-    /// Opens a shortcut from the client of an accepted socket to the upstream, if it can have one.
-    fn open(&self, client: BorrowedFd<'_>, upstream: BorrowedFd<'_>) -> Option<Arc<dyn Shortcut>>;
+    /// Whether the client of an accepted socket, which has sent its first bytes, can have one. A client that
+    /// cannot has an ordinary socket from now on.
+    fn can_have(&self, client: BorrowedFd<'_>) -> bool;
+
+    /// Opens a shortcut from a client to the upstream, whose socket has accepted so many bytes of that client.
+    fn open(
+        &self,
+        client: BorrowedFd<'_>,
+        upstream: BorrowedFd<'_>,
+        forwarded: u64,
+    ) -> Option<Arc<dyn Shortcut>>;
 
     /// Makes the client's socket an ordinary one again, if it was made ready for a shortcut: it gets none.
     fn decline(&self, client: BorrowedFd<'_>);
@@ -53,24 +63,65 @@ pub trait Shortcut: Debug + Send + Sync {
     fn close(&self);
 }
 
-/// A shortcut beside a direction of the relay.
+/// A connection that may have a shortcut once it has proved to live: for one of a single request, opening it
+/// would cost more than it brings.
+pub struct Prospect<'a> {
+    pub shortcuts: &'a dyn Shortcuts,
+    /// Whether the route allows one, which can change at any time.
+    pub allowed: &'a (dyn Fn() -> bool + Send + Sync),
+}
+
+/// What is, or may come to be, beside a direction of the relay.
 pub(super) struct Beside<'a> {
-    shortcut: &'a dyn Shortcut,
+    shortcut: &'a OnceLock<Arc<dyn Shortcut>>,
+    prospect: Option<Prospect<'a>>,
+    /// Whether the client has sent something that was relayed.
+    begun: bool,
     /// Since when the relay has had to wait, and until when it pauses.
     waiting: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl<'a> Beside<'a> {
-    pub(super) fn new(shortcut: &'a dyn Shortcut) -> Self {
-        Self { shortcut, waiting: None }
+    /// Nothing, if there is no shortcut and no prospect of one.
+    pub(super) fn new(
+        shortcut: &'a OnceLock<Arc<dyn Shortcut>>,
+        prospect: Option<Prospect<'a>>,
+    ) -> Option<Self> {
+        let worth_it = prospect.is_some() || shortcut.get().is_some();
+        worth_it.then_some(Self { shortcut, prospect, begun: false, waiting: None })
     }
 
     pub(super) fn is_settled(&self, receiver: &Socket) -> bool {
-        self.shortcut.is_settled(receiver.as_fd())
+        self.shortcut.get().is_none_or(|shortcut| shortcut.is_settled(receiver.as_fd()))
     }
 
+    /// Says how many bytes the relay has forwarded in all.
     pub(super) fn forwarded(&self, bytes: u64) {
-        self.shortcut.forwarded(bytes);
+        if let Some(shortcut) = self.shortcut.get() {
+            shortcut.forwarded(bytes);
+        }
+    }
+
+    /// The relay has taken a piece from the sender. With the second one, a shortcut is opened.
+    pub(super) fn took_a_piece(&mut self, sender: &Socket, receiver: &Socket, forwarded: u64) {
+        let Some(prospect) = &self.prospect else { return };
+        let (client, upstream) = (sender.as_fd(), receiver.as_fd());
+        if !mem::replace(&mut self.begun, true) {
+            if !prospect.shortcuts.can_have(client) {
+                self.prospect = None;
+            }
+            return;
+        }
+        if !(prospect.allowed)() {
+            prospect.shortcuts.decline(client);
+        } else if let Some(shortcut) = prospect.shortcuts.open(client, upstream, forwarded) {
+            let shortcut = self.shortcut.get_or_init(|| shortcut);
+            // Whoever takes it back closes what is set by then; after that it is seen here.
+            if !(prospect.allowed)() {
+                shortcut.close();
+            }
+        }
+        self.prospect = None;
     }
 
     /// Begins a pause. Bytes that do not arrive at all are lost, and then the connection must not end as

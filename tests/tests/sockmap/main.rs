@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::thread::scope;
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ macro_rules! tier {
 }
 
 mod lowered;
+mod prospect;
 mod tier;
 mod zerocopy;
 
@@ -143,6 +145,48 @@ fn stalled_upstream_is_sent_no_more_than_the_budget() -> Result<()> {
     })?;
     // Once everything is acknowledged, it latches again.
     connection.until_latched()
+}
+
+/// As it would grow and shrink with the path.
+#[test]
+fn budget_follows_the_upstream_socket_s_buffer() -> Result<()> {
+    let tier = tier!(Enrol::Unnoticed);
+    let connection = tier.connect(Blocking::No)?;
+    connection.until_latched()?;
+    connection.upstream.set_send_buffer_size(48 << 10).context("narrow the upstream's socket")?;
+    let buffer = connection.upstream.send_buffer_size()? as u64;
+    // The kernel half looks at it when something is acknowledged.
+    connection.until_latched()?;
+    let shortcut = connection.shortcut()?;
+    connection.client.say_until_held_back(&mut Noise::new(12))?;
+    let (carried, acknowledged) = (shortcut.carried(), waiting(&connection.server)?);
+    ensure!(
+        carried <= buffer / 2 + acknowledged,
+        "{carried} bytes were carried, {acknowledged} acknowledged, with a buffer of {buffer}"
+    );
+    Ok(())
+}
+
+#[test]
+fn upstream_socket_s_buffer_may_grow() -> Result<()> {
+    const SO_BUF_LOCK: libc::c_int = 72;
+    let tier = tier!(Enrol::Unnoticed);
+    let connection = tier.connect(Blocking::No)?;
+    connection.shortcut()?;
+    let (mut locked, mut length): (libc::c_int, libc::socklen_t) = (-1, 4);
+    // SAFETY: the pointers lead to an int and to its length.
+    let failed = unsafe {
+        libc::getsockopt(
+            connection.upstream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_BUF_LOCK,
+            (&raw mut locked).cast(),
+            &raw mut length,
+        )
+    };
+    ensure!(failed == 0, "{}", std::io::Error::last_os_error());
+    ensure!(locked == 0, "it keeps its size: {locked}");
+    Ok(())
 }
 
 #[test]

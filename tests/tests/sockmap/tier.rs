@@ -41,6 +41,8 @@ pub(crate) struct Connection<'a> {
     pub(crate) client: Peer,
     pub(crate) server: Peer,
     pub(crate) traffic: Arc<Traffic>,
+    /// The ambassador's socket to the server, in the hands of the test too.
+    pub(crate) upstream: socket2::Socket,
     relay: Mutex<Option<JoinHandle<Result<(), Broken>>>>,
     tier: &'a Tier,
 }
@@ -101,20 +103,21 @@ impl Tier {
         let server = upstream.accept()?;
         ours.set_nonblocking(true)?;
         ours.set_tcp_nodelay(true)?;
+        let shared = ours.try_clone().context("share a socket")?;
 
         let traffic = Arc::new(Traffic::default());
-        if let Some(shortcut) = self.sockmap.open(accepted.as_fd(), ours.as_fd()) {
+        if let Some(shortcut) = self.sockmap.open(accepted.as_fd(), ours.as_fd(), 0) {
             traffic.shortcut.set(shortcut).expect("the shortcut is set once");
         }
         let (entered, relayed) = (self.runtime.enter(), Arc::clone(&traffic));
         let client_side = Socket::new(accepted.into(), Family::Tcp)?;
         let upstream_side = Socket::new(ours, Family::Tcp)?;
         drop(entered);
-        let relay = self
-            .runtime
-            .spawn(async move { relay(&client_side, &upstream_side, None, &relayed, None).await });
+        let relay = self.runtime.spawn(async move {
+            relay(&client_side, &upstream_side, None, None, &relayed, None).await
+        });
         let (client, relay) = (Peer::of(client)?, Mutex::new(Some(relay)));
-        Ok(Connection { client, server, traffic, relay, tier: self })
+        Ok(Connection { client, server, traffic, upstream: shared, relay, tier: self })
     }
 
     /// Keeps the relays' thread busy until what is returned is dropped.
@@ -166,6 +169,7 @@ impl Connection<'_> {
 
     /// Both ends finish, the relay is content, and all that the client sent is counted.
     pub(crate) fn ends_well(self, sent: u64) -> Result<()> {
+        drop(self.upstream);
         self.client.finish()?;
         self.server.hear_end()?;
         self.server.finish()?;

@@ -163,7 +163,7 @@ impl Bench {
             let _ = traffic.shortcut.set(Arc::clone(&shortcut));
             let relaying = async move {
                 let pipes = Arc::default();
-                let ended = relay(&accepted, &ours, Some(&pipes), &traffic, None).await;
+                let ended = relay(&accepted, &ours, Some(&pipes), None, &traffic, None).await;
                 if ended.is_err() {
                     accepted.reset();
                     ours.reset();

@@ -99,7 +99,7 @@ impl Bench {
 
     pub(super) fn open(&self, connection: &Connection) -> Result<Arc<dyn Shortcut>> {
         let Connection { accepted, ours, .. } = connection;
-        self.sockmap.open(accepted.as_fd(), ours.as_fd()).context("its socket was not enrolled")
+        self.sockmap.open(accepted.as_fd(), ours.as_fd(), 0).context("its socket was not enrolled")
     }
 
     fn enrolled(&self) -> Result<(Connection, Arc<dyn Shortcut>)> {

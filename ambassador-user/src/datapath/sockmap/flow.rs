@@ -13,18 +13,18 @@ use std::time::Instant;
 
 use ambassador_ebpf::sockmap::{CHECKPOINTS, MOST_FLOWS, Orders, Progress, Tuple, id, place};
 use anyhow::{Context, Result};
-use tracing::info;
 
 use super::Kernel;
 use super::shared::Shared;
 use crate::proxy::shortcut::Shortcut;
 
-/// What C's buffer must be able to hold, so that a redirected message never finds it full: the budget,
+/// What C's buffer should hold from the start, so that a redirected message never finds it full: the budget,
 /// a few kilobytes of overhead for each message in flight, and room for what the relay forwards.
 const SEND_BUFFER: libc::c_int = 4 * 1024 * 1024;
-/// Of C's buffer, as the kernel counts it, the share of bytes, and what a message may cost beside them.
-const SHARE_OF_BYTES: u64 = 3;
+/// What a message may cost of C's buffer, beside its bytes.
 const COST_OF_MESSAGE: u64 = 4096;
+/// Of include/uapi/asm-generic/socket.h, and not of the libc crate.
+const SO_BUF_LOCK: libc::c_int = 72;
 /// BPF_EXIST: only if it is there.
 const EXISTING: u64 = 2;
 /// BPF_NOEXIST: only if nobody else has it.
@@ -49,12 +49,14 @@ pub(super) fn end_all(orders: &Shared) {
 }
 
 impl Flow {
-    /// Opens a flow, and arms it: from now on A's messages may be redirected.
+    /// Opens a flow, and arms it: from now on A's messages may be redirected. So many bytes of A are with C
+    /// already.
     pub(super) fn open(
         kernel: &Arc<Kernel>,
         tuple: Tuple,
         flags: u64,
         upstream: BorrowedFd<'_>,
+        forwarded: u64,
     ) -> Result<Self> {
         let place = kernel.take_place().context("every place is taken")?;
         // The last id tells how often the place was taken. It stays when the flow has ended.
@@ -66,44 +68,35 @@ impl Flow {
             settled: AtomicU64::new(0),
             handed_back: AtomicBool::new(false),
         };
-        flow.begin(flags, upstream)?;
+        flow.begin(flags, upstream, forwarded)?;
         Ok(flow)
     }
 
-    fn begin(&self, flags: u64, upstream: BorrowedFd<'_>) -> Result<()> {
+    fn begin(&self, flags: u64, upstream: BorrowedFd<'_>, forwarded: u64) -> Result<()> {
         // First, because it tells our sockets to upstreams from others. Until the orders bear this id,
         // nothing is followed.
         let marked = self.kernel.tables().tags.insert(&upstream, self.id, EXISTING);
         marked.context("mark the upstream's socket")?;
         let buffer = widen(upstream).context("widen the upstream's send buffer")?;
         let limits = self.kernel.limits;
-        let bytes = u64::from(limits.bytes.get()).min(buffer / SHARE_OF_BYTES);
         let messages = u64::from(limits.messages.get()).min(buffer / COST_OF_MESSAGE);
-        if bytes < limits.bytes.get().into() || messages < limits.messages.get().into() {
-            self.kernel.narrow.call_once(|| {
-                info!(
-                    "the system's send buffers allow {bytes} bytes and {messages} messages in flight on a \
-                     connection, less than inflight_bytes and inflight_messages; raise net.core.wmem_max"
-                );
-            });
-        }
-        let base =
+        let (accepted, acked) =
             accepted_exactly(upstream).context("ask what the upstream's socket has accepted")?;
 
+        let progress = |field| self.kernel.progress.word(place(self.id), field);
         for word in 0..size_of::<Progress>() / size_of::<u64>() {
-            self.kernel
-                .progress
-                .word(place(self.id), word * size_of::<u64>())
-                .store(0, Ordering::Relaxed);
+            progress(word * size_of::<u64>()).store(0, Ordering::Relaxed);
         }
+        progress(offset_of!(Progress, received.acked)).store(acked, Ordering::Relaxed);
+        progress(offset_of!(Progress, received.buffer)).store(buffer, Ordering::Relaxed);
         for (at, word) in words(&self.tuple).into_iter().enumerate() {
             self.order(at * size_of::<u64>()).store(word, Ordering::Relaxed);
         }
         self.order(offset_of!(Orders, flags)).store(flags, Ordering::Relaxed);
         self.order(offset_of!(Orders, stride)).store(messages / CHECKPOINTS, Ordering::Relaxed);
-        self.order(offset_of!(Orders, forwarded)).store(0, Ordering::Relaxed);
-        self.order(offset_of!(Orders, base)).store(base, Ordering::Relaxed);
-        self.order(offset_of!(Orders, budget)).store(bytes, Ordering::Relaxed);
+        self.order(offset_of!(Orders, forwarded)).store(forwarded, Ordering::Relaxed);
+        self.order(offset_of!(Orders, base)).store(accepted - forwarded, Ordering::Relaxed);
+        self.order(offset_of!(Orders, budget)).store(limits.bytes.get().into(), Ordering::Relaxed);
         self.order(offset_of!(Orders, id)).store(self.id, Ordering::Release);
 
         let mut tables = self.kernel.tables();
@@ -190,7 +183,7 @@ impl Drop for Flow {
     }
 }
 
-/// Makes C able to hold the budget; returns what its buffer holds, as the kernel counts it.
+/// Makes C able to hold a budget; returns what its buffer holds, as the kernel counts it.
 fn widen(upstream: BorrowedFd<'_>) -> io::Result<u64> {
     let set = |level, option, value: libc::c_int| {
         let length = size_of_val(&value) as libc::socklen_t;
@@ -200,9 +193,11 @@ fn widen(upstream: BorrowedFd<'_>) -> io::Result<u64> {
         };
         if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
-    // Without CAP_NET_ADMIN the system's limit holds (net.core.wmem_max), and the budget goes by it.
-    set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)
-        .or_else(|_| set(libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER))?;
+    // As much as the system lets anybody ask for at once (net.core.wmem_max). From there the kernel lets it
+    // grow with the path, as that of every socket that has asked for nothing (SO_BUF_LOCK, Linux 5.15), and
+    // the budget grows with it.
+    set(libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER)?;
+    set(libc::SOL_SOCKET, SO_BUF_LOCK, 0)?;
     // A limit on what is not sent yet would turn redirected messages away though there is room.
     set(libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, libc::c_int::MAX)?;
     let size = socket2::SockRef::from(&upstream).send_buffer_size()?;
@@ -222,13 +217,13 @@ fn accepted(upstream: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(acknowledged + u64::from(queued.unsigned_abs()))
 }
 
-/// The same, exactly: to count from.
-fn accepted_exactly(upstream: BorrowedFd<'_>) -> io::Result<u64> {
+/// The same, exactly, and how many of them are acknowledged: to count from.
+fn accepted_exactly(upstream: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     loop {
         let before = acknowledged(upstream)?;
         let accepted = accepted(upstream)?;
         if acknowledged(upstream)? == before {
-            return Ok(accepted);
+            return Ok((accepted, before));
         }
     }
 }

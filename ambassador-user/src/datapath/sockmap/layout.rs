@@ -54,6 +54,7 @@ fn sockets(btf: &Btf<'_>) -> Result<SocketLayout> {
         bytes_acked: btf.offset("tcp_sock", &["bytes_acked"])?,
         sk_socket: of_sock(&["sk_socket"])?,
         sk_flags: of_sock(&["__sk_common", "skc_flags"])?,
+        sk_sndbuf: of_sock(&["sk_sndbuf"])?,
         file: btf.offset("socket", &["file"])?,
         f_flags: btf.offset("file", &["f_flags"])?,
         zerocopy: btf.enumerator("sock_flags", "SOCK_ZEROCOPY")?,

@@ -1,0 +1,86 @@
+//! Connections that have no shortcut yet: they get one with the second piece that they send.
+
+use ambassador_tests::address::Family;
+use ambassador_tests::needs;
+use ambassador_tests::peer::Peer;
+use ambassador_tests::wait::until_true;
+use ambassador_tests::way::{Way, Wire};
+use anyhow::{Context, Result, ensure};
+use socket2::{Domain, Socket, Type};
+
+use crate::waiting;
+
+#[test]
+fn connection_of_a_single_request_is_relayed() -> Result<()> {
+    needs!(Sockmap);
+    let wire = Wire::new(Way::Sockmap, Family::Tcp)?;
+    let (client, server) = wire.pair()?;
+    ask(&client, &server, 1)?;
+    drop((client, server));
+    recorded(&wire, "splice", 5)
+}
+
+#[test]
+fn connection_that_goes_on_has_a_shortcut() -> Result<()> {
+    needs!(Sockmap);
+    let wire = Wire::new(Way::Sockmap, Family::Tcp)?;
+    let (client, server) = wire.pair()?;
+    ask(&client, &server, 9)?;
+    drop((client, server));
+    recorded(&wire, "sockmap", 45)
+}
+
+#[test]
+fn order_to_relay_is_obeyed_by_a_connection_that_has_no_shortcut_yet() -> Result<()> {
+    needs!(Sockmap);
+    let wire = Wire::new(Way::Sockmap, Family::Tcp)?;
+    let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
+    let (client, server) = wire.pair()?;
+    ask(&client, &server, 1)?;
+    ambassador.command(&["tier", "road", "splice"])?.success()?;
+    ask(&client, &server, 3)?;
+    // In a sockmap, waiting bytes are not counted.
+    server.say(b"reply")?;
+    until_true("the reply to be counted", || Ok(waiting(&client)? == 5))?;
+    drop((client, server));
+    recorded(&wire, "splice", 20)
+}
+
+#[test]
+fn client_that_has_turned_blocking_gets_an_ordinary_socket_back_with_its_first_bytes() -> Result<()>
+{
+    needs!(Vouched);
+    let wire = Wire::new(Way::Vouched, Family::Tcp)?;
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).context("make a client")?;
+    client.set_nonblocking(true)?;
+    match client.connect(&wire.road.address.tcp()?.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        other => other.context("connect a client")?,
+    }
+    let (client, server) = (Peer::of(client)?, wire.listener.accept()?);
+    client.socket().set_nonblocking(false).context("make a client blocking")?;
+    ask(&client, &server, 1)?;
+    server.say(b"reply")?;
+    until_true("the reply to be counted", || Ok(waiting(&client)? == 5))?;
+    drop((client, server));
+    recorded(&wire, "splice", 5)
+}
+
+fn ask(client: &Peer, server: &Peer, times: usize) -> Result<()> {
+    for _ in 0..times {
+        client.say(b"hello")?;
+        ensure!(server.hear(5)? == b"hello");
+        server.say(b"there")?;
+        ensure!(client.hear(5)? == b"there");
+    }
+    Ok(())
+}
+
+/// Expects the connection's record.
+fn recorded(wire: &Wire, tier: &str, bytes_up: u64) -> Result<()> {
+    let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
+    until_true("the record of the connection", || {
+        let records = ambassador.access_records("tier", tier)?;
+        Ok(records.iter().any(|record| record["bytes_up"] == bytes_up))
+    })
+}
