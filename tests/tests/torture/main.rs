@@ -15,8 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 use ambassador_tests::kernel::Kernel;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::on_every_way;
-use ambassador_tests::way::Wire;
+use ambassador_tests::way::{Way, Wire};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use conversation::Plan;
 
@@ -32,7 +33,26 @@ fn every_byte_survives(wire: &Wire) -> Result<()> {
     for _ in 0..torture.rounds {
         torture.round(wire, Plan::of, || Ok(()))?;
     }
+    if wire.road.way == Way::Auto {
+        took_what_it_said(wire)?;
+    }
     torture.kernel.is_unharmed()
+}
+
+/// Unasked, an ambassador takes `sockmap` where no client can notice it, and nowhere else.
+fn took_what_it_said(wire: &Wire) -> Result<()> {
+    let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
+    let status = ambassador.command(&["status", "--json"])?.success()?;
+    let status: Value = serde_json::from_str(&status).context("parse the status")?;
+    let route = &status["routes"][0];
+    let sockmap = [("tier", "sockmap")];
+    let taken = ambassador.metrics()?.sum("ambassador_connections_total", &sockmap).unwrap_or(0.0);
+    println!(
+        "{taken} connections by sockmap; the route is of {}: {}",
+        route["tier"], route["why_not"]
+    );
+    ensure!((taken > 0.0) == (route["tier"] == "sockmap"), "{taken} connections took it: {route}");
+    Ok(())
 }
 
 /// One test at a time: sockets are limited, and the kernel's memory is everybody's.

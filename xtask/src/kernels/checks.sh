@@ -24,6 +24,6 @@ AMBASSADOR_SKIPS=$(busybox mktemp)
 export AMBASSADOR_SKIPS
 # Only the tiers that a kernel has a part in: an emulated machine is slow. With more than one thread,
 # the name of a test and its outcome come in one line.
-check torture "$1/torture" --test-threads=2 tcp::direct tcp::sockmap tcp::splice
+check torture "$1/torture" --test-threads=2 tcp::direct tcp::sockmap tcp::splice auto::any
 check skips busybox cat "$AMBASSADOR_SKIPS"
 busybox rm "$AMBASSADOR_SKIPS"

@@ -73,8 +73,12 @@ impl Visit {
     fn examined(&mut self, who: &str, doctor: Doctor) {
         let loads = if doctor.ebpf.obstacle.is_none() { "yes" } else { "no" };
         self.find(format!("eBPF object loads{who}"), loads, doctor.ebpf.obstacle);
-        for Tier { tier, works, reason } in doctor.tiers {
+        for Tier { tier, works, reason, note } in doctor.tiers {
             self.find(format!("`{tier}`{who}"), if works { "works" } else { "no" }, reason);
+            if tier == "sockmap" && works {
+                let cell = if note.is_none() { "yes" } else { "no" };
+                self.find(format!("`auto` takes `{tier}` unasked{who}"), cell, note);
+            }
         }
         for Check { tier, check, passed, detail } in doctor.checks {
             let cell = if passed { "passed" } else { "failed" };
@@ -127,6 +131,8 @@ struct Tier {
     tier: String,
     works: bool,
     reason: Option<String>,
+    /// Why `auto` does not take it all the same.
+    note: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -179,7 +185,8 @@ mod tests {
     use super::*;
 
     const DOCTOR: &str = r#"{"kernel":"x","ebpf":{"embedded":true,"loads":true,"obstacle":null},
-        "tiers":[{"tier":"direct","works":false,"reason":"too old"}],
+        "tiers":[{"tier":"direct","works":false,"reason":"too old"},
+            {"tier":"sockmap","works":true,"reason":null,"note":"noticed"}],
         "checks":[{"tier":"direct","check":"rewrites","passed":false,"detail":"EPERM"}]}"#;
 
     fn told(torture: i32, warning: &str) -> String {
@@ -203,6 +210,8 @@ mod tests {
         let expected = [
             ("eBPF object loads", "yes", None),
             ("`direct`", "no", Some("too old")),
+            ("`sockmap`", "works", None),
+            ("`auto` takes `sockmap` unasked", "no", Some("noticed")),
             ("`direct`: rewrites", "failed", Some("EPERM")),
             ("torture `tcp::a`", "passed", None),
             ("torture `tcp::b`", "FAILED", None),
