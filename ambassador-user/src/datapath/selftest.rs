@@ -12,9 +12,10 @@ mod sockmap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::cgroup::Visit;
 use super::programs::Maps;
@@ -81,13 +82,13 @@ pub fn run(maps: &Maps, no_sockmap: Option<&str>, cgroup: &Path, extent: Extent)
     let _visit = if bench.redirects().is_ok() { None } else { Some(Visit::below(cgroup)?) };
     let direct = bench.try_all();
     drop(bench);
-    let (sockmap, counts_waiting_bytes) = match no_sockmap {
-        Some(why) => (Err(why.to_owned()), false),
-        None => {
-            let bench = sockmap::Bench::new(&mut maps.duplicate()?, clock, extent.bytes)?;
-            (Ok(bench.try_all()), bench.counts_waiting_bytes().unwrap_or(false))
-        }
+    let bench = match no_sockmap {
+        Some(why) => Err(why.to_owned()),
+        None => sockmap::Bench::new(&mut maps.duplicate()?, clock, extent.bytes)
+            .map_err(|error| format!("it cannot be tried: {error:#}")),
     };
+    let sockmap = bench.as_ref().map(sockmap::Bench::try_all).map_err(String::clone);
+    let counts_waiting_bytes = bench.is_ok_and(|it| it.counts_waiting_bytes().unwrap_or(false));
     let (mut tables, ends) = Tables::new(&mut maps.duplicate()?)?;
     tables.empty()?;
     // The ends of what was tried.
@@ -131,15 +132,27 @@ impl Clock {
         Check { name, failure: tried.err().map(|error| format!("{error:#}")) }
     }
 
-    /// The connection that has been made to a listener; on loopback it is there by then.
+    /// The connection that has been made to a listener. On loopback it is there by then, or within the
+    /// time that another CPU takes.
     fn accepted(self, listener: &TcpListener) -> Result<TcpStream> {
-        let (stream, _) = listener.accept().map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => anyhow::anyhow!("nobody is there"),
-            _ => error.into(),
-        })?;
+        let deadline = Instant::now() + self.step();
+        loop {
+            if let Some(stream) = self.arrived(listener)? {
+                return Ok(stream);
+            }
+            ensure!(Instant::now() < deadline, "nobody is there");
+            thread::yield_now();
+        }
+    }
+
+    fn arrived(self, listener: &TcpListener) -> Result<Option<TcpStream>> {
+        let (stream, _) = match listener.accept() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            accepted => accepted.context("accept a connection")?,
+        };
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(self.step()))?;
-        Ok(stream)
+        Ok(Some(stream))
     }
 }
 

@@ -19,12 +19,10 @@ use crate::proxy::relay::{Traffic, relay};
 use crate::proxy::shortcut::Shortcut;
 use crate::proxy::socket::{Family, Socket};
 
-/// A writer that waits for so long has come to a halt; should it be for something else, it only does so
-/// earlier.
-const HALT: Duration = Duration::from_millis(5);
 /// Nobody needs more to come to a halt.
 const MOST_HELD: u64 = 64 * 1024 * 1024;
-const SLOW_BYTES: u64 = 1024 * 1024;
+/// Many times the budget.
+const FEW: u64 = 1024 * 1024;
 const READ: usize = 64 * 1024;
 
 /// The two ends of a connection, and what carries beside the relay.
@@ -36,7 +34,7 @@ struct Ends {
 
 impl Bench {
     pub(super) fn server_may_speak_first(&self) -> Result<()> {
-        self.relayed(b"", async |Ends { mut client, mut server, shortcut }| {
+        self.relayed(self.enrolled()?, async |Ends { mut client, mut server, shortcut }| {
             server.write_all(b"greeting").await?;
             expect(&mut client, b"greeting").await?;
             client.write_all(b"answer").await?;
@@ -47,7 +45,10 @@ impl Bench {
     }
 
     pub(super) fn early_bytes_stay_the_first(&self) -> Result<()> {
-        self.relayed(b"early", async |Ends { mut client, mut server, shortcut }| {
+        let connection = self.connect(true)?;
+        (&connection.client).write_all(b"early")?;
+        let shortcut = self.open(&connection)?;
+        self.relayed((connection, shortcut), async |Ends { mut client, mut server, shortcut }| {
             client.write_all(b", ").await?;
             expect(&mut server, b"early, ").await?;
             let before = shortcut.carried();
@@ -59,7 +60,7 @@ impl Bench {
     }
 
     pub(super) fn each_side_may_end_its_half(&self) -> Result<()> {
-        self.relayed(b"", async |Ends { mut client, mut server, .. }| {
+        self.relayed(self.enrolled()?, async |Ends { mut client, mut server, .. }| {
             client.write_all(b"question").await?;
             client.shutdown().await?;
             expect_end(&mut server, b"question").await.context("the client ended first")?;
@@ -67,7 +68,7 @@ impl Bench {
             server.shutdown().await?;
             expect_end(&mut client, b"answer").await.context("the client ended first")
         })?;
-        self.relayed(b"", async |Ends { mut client, mut server, .. }| {
+        self.relayed(self.enrolled()?, async |Ends { mut client, mut server, .. }| {
             server.write_all(b"greeting").await?;
             server.shutdown().await?;
             expect_end(&mut client, b"greeting").await.context("the server ended first")?;
@@ -78,13 +79,13 @@ impl Bench {
     }
 
     pub(super) fn each_side_may_reset(&self) -> Result<()> {
-        self.relayed(b"", async |Ends { mut client, mut server, .. }| {
+        self.relayed(self.enrolled()?, async |Ends { mut client, mut server, .. }| {
             client.write_all(b"part").await?;
             expect(&mut server, b"part").await?;
             reset(client)?;
             expect_reset(&mut server).await.context("the client's")
         })?;
-        self.relayed(b"", async |Ends { mut client, mut server, .. }| {
+        self.relayed(self.enrolled()?, async |Ends { mut client, mut server, .. }| {
             client.write_all(b"question").await?;
             expect(&mut server, b"question").await?;
             reset(server)?;
@@ -94,19 +95,19 @@ impl Bench {
 
     /// The client is told by an edge only, as the runtime asks for.
     pub(super) fn stopped_writer_goes_on(&self) -> Result<()> {
-        self.relayed(b"", async |Ends { mut client, mut server, shortcut }| {
-            let mut sent = Bytes::new();
-            while let Ok(writable) = timeout(HALT, client.writable()).await {
-                writable?;
-                match client.try_write(sent.piece()) {
-                    Ok(taken) => sent.position += taken as u64,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error.into()),
-                }
-                ensure!(sent.position < MOST_HELD, "nobody read, and {MOST_HELD} bytes were taken");
+        let (connection, shortcut) = self.enrolled()?;
+        let mut sent = Bytes::new();
+        loop {
+            match (&connection.client).write(sent.piece()) {
+                Ok(taken) => sent.position += taken as u64,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
             }
-            within_budget(&*shortcut, waiting(&server)?)?;
-            let all = sent.position + SLOW_BYTES;
+            ensure!(sent.position < MOST_HELD, "nobody read, and {MOST_HELD} bytes were taken");
+        }
+        within_budget(&*shortcut, waiting(&connection.server)?)?;
+        self.relayed((connection, shortcut), async |Ends { mut client, mut server, .. }| {
+            let all = sent.position + FEW;
             let writing = send_while(|sent| sent < all, &mut client, &mut sent);
             let ((), received) = tokio::try_join!(writing, receive_to_end(&mut server))?;
             ensure!(received == sent.position, "{received} of {} bytes arrived", sent.position);
@@ -115,12 +116,12 @@ impl Bench {
     }
 
     pub(super) fn slow_reader_holds_back(&self) -> Result<()> {
-        self.relayed(b"", async |Ends { mut client, mut server, shortcut }| {
+        self.relayed(self.enrolled()?, async |Ends { mut client, mut server, shortcut }| {
             let mut sent = Bytes::new();
-            let writing = send_while(|sent| sent < SLOW_BYTES, &mut client, &mut sent);
+            let writing = send_while(|sent| sent < FEW, &mut client, &mut sent);
             let reading = async {
                 let (mut received, mut buffer) = (Bytes::new(), vec![0; READ / 16]);
-                while received.position < SLOW_BYTES {
+                while received.position < FEW {
                     // The others get some turns for each of its own.
                     for _ in 0..4 {
                         yield_now().await;
@@ -139,7 +140,7 @@ impl Bench {
 
     pub(super) fn many_bytes_arrive(&self) -> Result<()> {
         let enough = Instant::now() + self.clock.left() / 2;
-        self.relayed(b"", async |Ends { mut client, mut server, shortcut }| {
+        self.relayed(self.enrolled()?, async |Ends { mut client, mut server, shortcut }| {
             let mut sent = Bytes::new();
             let more = |sent| sent < self.bytes && Instant::now() < enough;
             let writing = send_while(more, &mut client, &mut sent);
@@ -150,11 +151,12 @@ impl Bench {
         })
     }
 
-    /// Does something with a connection while the relay serves it, when its client has sent this early.
-    fn relayed(&self, early: &[u8], script: impl AsyncFnOnce(Ends) -> Result<()>) -> Result<()> {
-        let connection = self.connect(true)?;
-        (&connection.client).write_all(early).context("send early")?;
-        let shortcut = self.open(&connection)?;
+    /// Does something with a connection while the relay serves it.
+    fn relayed(
+        &self,
+        (connection, shortcut): (Connection, Arc<dyn Shortcut>),
+        script: impl AsyncFnOnce(Ends) -> Result<()>,
+    ) -> Result<()> {
         let Connection { client, accepted, ours, server } = connection;
         self.runtime.block_on(async {
             let (accepted, ours) = (registered(accepted.into())?, registered(ours)?);

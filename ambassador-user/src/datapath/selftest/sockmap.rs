@@ -102,7 +102,7 @@ impl Bench {
         self.sockmap.open(accepted.as_fd(), ours.as_fd(), 0).context("its socket was not enrolled")
     }
 
-    fn enrolled(&self) -> Result<(Connection, Arc<dyn Shortcut>)> {
+    pub(super) fn enrolled(&self) -> Result<(Connection, Arc<dyn Shortcut>)> {
         let connection = self.connect(true)?;
         let shortcut = self.open(&connection)?;
         Ok((connection, shortcut))
