@@ -18,7 +18,10 @@ pub(crate) struct TcpSocket {
 }
 
 impl TcpSocket {
-    /// That of a context's `sk`, if it is a whole TCP socket, and user space knew the layout.
+    /// That of a context's `sk`, if it is a whole and plain TCP socket, and user space knew the layout.
+    ///
+    /// With an upper-layer protocol it is none: of one that encrypts in the kernel (kTLS) a program sees,
+    /// and would redirect, what is not encrypted yet.
     pub(crate) fn of(socket: *mut bpf_sock) -> Option<Self> {
         let (socket, layout) = (NonNull::new(socket)?, SOCKET_LAYOUT.load());
         if layout.write_seq == 0 {
@@ -26,7 +29,8 @@ impl TcpSocket {
         }
         // SAFETY: the helper takes any socket, and answers null where it is not one of TCP.
         let at = unsafe { bpf_skc_to_tcp_sock(socket.as_ptr().cast()) };
-        Some(Self { at: NonNull::new(at.cast())?, layout })
+        let socket = Self { at: NonNull::new(at.cast())?, layout };
+        socket.read::<*const u8>(layout.ulp).is_null().then_some(socket)
     }
 
     /// Bytes that were ever queued on this socket to be sent, data in the SYN included.

@@ -149,6 +149,8 @@ pub struct SocketLayout {
     pub f_flags: u64,
     /// Not an offset: the number of the bit `SOCK_ZEROCOPY` of `sk_flags`.
     pub zerocopy: u64,
+    /// In `struct tcp_sock`: the operations of its upper-layer protocol.
+    pub ulp: u64,
 }
 
 /// The place of a flow in [`ORDERS`] and [`PROGRESS`]. Ids are not used twice, places are.
@@ -176,7 +178,7 @@ const _: () = {
     assert!(size_of::<Progress>() == 192);
     assert!(offset_of!(Progress, received) == 128);
     assert!(offset_of!(Sent, checkpoints) == 64);
-    assert!(size_of::<SocketLayout>() == 72);
+    assert!(size_of::<SocketLayout>() == 80);
 };
 
 // SAFETY: `repr(C)`, integers only, and no padding, as the sizes asserted above add up.

@@ -19,6 +19,7 @@ pub(crate) static SOCKET_LAYOUT: Global<SocketLayout> = Global::new(SocketLayout
     file: 0,
     f_flags: 0,
     zerocopy: 0,
+    ulp: 0,
 });
 
 /// Written and deleted by user space. Read by `enrol`.

@@ -9,7 +9,7 @@ use ambassador_tests::process;
 use anyhow::{Context, Result, anyhow};
 
 /// How long a machine may run: some times what it takes, for it is emulated, and this one busy.
-const LIMIT: Duration = Duration::from_secs(100);
+const LIMIT: Duration = Duration::from_secs(180);
 /// How many lines of what the kernel said are shown when a machine fails.
 const TAIL: usize = 25;
 

@@ -58,6 +58,7 @@ fn sockets(btf: &Btf<'_>) -> Result<SocketLayout> {
         file: btf.offset("socket", &["file"])?,
         f_flags: btf.offset("file", &["f_flags"])?,
         zerocopy: btf.enumerator("sock_flags", "SOCK_ZEROCOPY")?,
+        ulp: btf.offset("tcp_sock", &["inet_conn", "icsk_ulp_ops"])?,
     })
 }
 
