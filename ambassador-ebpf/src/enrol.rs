@@ -2,8 +2,8 @@
 //!
 //! - program: `sock_ops`, attached to a cgroup; stands beside `tracker` and the programs of others
 //! - kernel: 5.15 (`bpf_get_netns_cookie` here)
-//! - maps: `ENROL_LISTENERS`, `UPLINK_TAGS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`
-//!   (write)
+//! - maps: `ENROL_LISTENERS`, `UPLINK_TAGS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`,
+//!   `ALLOWANCE` (write)
 //! - byte order: as in `uplink`
 //! - on failure: a socket that is not enrolled stays as it is, and its bytes take the relay; an
 //!   acknowledgement that is missed makes the upstream's socket look fuller than it is. The program sets
@@ -17,6 +17,7 @@ use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
+use crate::allowance;
 use crate::context::{event_socket, event_storage, event_tuple};
 use crate::maps::sockmap::{
     CLIENT_SOCKETS, ENROL_LISTENERS, ENROLLED, ORDERS, PROGRESS, UPLINK_TAGS,
@@ -37,6 +38,8 @@ enum Miss {
     Unfit,
     /// A map is full, or the kernel refused.
     Refused,
+    /// Too many clients come and go.
+    TooMany,
 }
 
 /// Looks at one event of one connection.
@@ -73,6 +76,9 @@ fn enrol_client(ctx: &SockOpsContext) -> Result<(), Miss> {
     let socket = TcpSocket::of(event_socket(ctx)).ok_or(Miss::Stranger)?;
     if flags & ANY_CLIENT == 0 && !socket.is_fit() {
         return Err(Miss::Unfit);
+    }
+    if !allowance::take() {
+        return Err(Miss::TooMany);
     }
     // SAFETY: the context is alive, and nothing else refers to it during the call.
     let event = unsafe { &mut *ctx.ops };

@@ -12,6 +12,8 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod allowance;
+#[cfg(target_arch = "bpf")]
 mod balance;
 #[cfg(target_arch = "bpf")]
 mod context;

@@ -2,7 +2,8 @@
 //!
 //! - program: `sk_msg`, attached to the socket hash `CLIENT_SOCKETS`
 //! - kernel: 5.15 (as `enrol`, without which no socket gets here)
-//! - maps: `FLOWS`, `ORDERS` (read), `UPLINK_SOCKETS` (redirect), `PROGRESS`, `ENROLLED` (write)
+//! - maps: `FLOWS`, `ORDERS` (read), `UPLINK_SOCKETS` (redirect), `PROGRESS`, `ENROLLED`,
+//!   `ALLOWANCE` (write)
 //! - byte order: addresses stay in network order; `remote_port` comes in network order, in the upper
 //!   half of the word on little-endian machines, and leaves in that of the machine
 //! - on failure: the message takes its native way to the ambassador, which forwards it. The program
@@ -12,13 +13,15 @@
 //! The client's socket is locked here, so nothing in this file depends on timing.
 
 use ambassador_ebpf::sockmap::{
-    ANY_CLIENT, CHECKPOINTS, Orders, SHARE_OF_BYTES, Sent, TURNED_UNFIT, Tuple, place,
+    ANY_CLIENT, CHECKPOINTS, HAS_SPOKEN, Orders, SHARE_OF_BYTES, STAYS, Sent, TURNED_UNFIT, Tuple,
+    place,
 };
 use aya_ebpf::bindings::sk_action::SK_PASS;
 use aya_ebpf::helpers::generated::bpf_msg_pull_data;
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 
+use crate::allowance;
 use crate::context::{message_socket, message_tuple};
 use crate::maps::sockmap::{ENROLLED, FLOWS, ORDERS, PROGRESS, UPLINK_SOCKETS};
 use crate::tcp::TcpSocket;
@@ -108,12 +111,18 @@ fn try_uplink(ctx: &SkMsgContext) -> Result<(), Pass> {
     Ok(())
 }
 
-/// Says, while user space has not opened a flow, that it should not: for the app would notice.
+/// While user space has not opened a flow: notes whether it is worth one, and if it should get none, because
+/// the app would notice.
 fn wait_for_a_flow(ctx: &SkMsgContext, tuple: &Tuple) -> Pass {
     let Some(flags) = ENROLLED.get_ptr_mut(tuple) else { return Pass::NotArmed };
     let Some(socket) = TcpSocket::of(message_socket(ctx)) else { return Pass::NotArmed };
     // SAFETY: until a flow takes the client up, nobody else writes its flags.
     let flags = unsafe { &mut *flags };
+    if *flags & (HAS_SPOKEN | STAYS) == HAS_SPOKEN {
+        *flags |= STAYS;
+        allowance::give_back();
+    }
+    *flags |= HAS_SPOKEN;
     if *flags & ANY_CLIENT != 0 || socket.is_fit() {
         return Pass::NotArmed;
     }

@@ -14,7 +14,7 @@ pub const UPLINK: &str = "uplink";
 /// Where sockets of clients are enrolled: a hash of [`ListenerKey`] to `u64` flags.
 pub const ENROL_LISTENERS: &str = "ENROL_LISTENERS";
 /// Clients whose sockets have been enrolled, and that no flow has taken up: a hash of [`Tuple`] to flags, the
-/// listener's and [`TURNED_UNFIT`].
+/// listener's and those that say what it has done.
 pub const ENROLLED: &str = "ENROLLED";
 /// The enrolled sockets of clients: a socket hash by [`Tuple`], to which [`UPLINK`] is attached.
 pub const CLIENT_SOCKETS: &str = "CLIENT_SOCKETS";
@@ -51,6 +51,10 @@ pub const CHECKPOINTS: u64 = 8;
 pub const ANY_CLIENT: u64 = 1;
 /// Flag of an enrolled client: it has sent on a socket that is [unfit](Sent::unfit), before it had a flow.
 pub const TURNED_UNFIT: u64 = 2;
+/// Flag of an enrolled client: it has sent something.
+pub const HAS_SPOKEN: u64 = 4;
+/// Flag of an enrolled client: it has gone on after that.
+pub const STAYS: u64 = 8;
 /// Of the send buffer of C, as the kernel counts it, the share that bytes take. The rest is what they cost
 /// beside, and room for what is forwarded.
 pub const SHARE_OF_BYTES: u64 = 3;

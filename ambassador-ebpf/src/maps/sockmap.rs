@@ -7,6 +7,8 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, SockHash};
 
+use crate::allowance::Allowance;
+
 /// Written once, by whoever loads the object. Constant to the verifier.
 #[unsafe(no_mangle)]
 pub(crate) static SOCKET_LAYOUT: Global<SocketLayout> = Global::new(SocketLayout {
@@ -30,6 +32,10 @@ pub(crate) static ENROL_LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max
 /// back; the oldest make room.
 #[map]
 pub(crate) static ENROLLED: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(MOST_FLOWS, 0);
+
+/// Written by `enrol` and `uplink`.
+#[map]
+pub(crate) static ALLOWANCE: Array<Allowance> = Array::with_max_entries(1, 0);
 
 /// Written by `enrol`. Deleted by user space, to hand a socket back, and by the kernel when it closes.
 #[map]

@@ -97,6 +97,10 @@ impl Shortcuts for Sockmap {
         }
     }
 
+    fn is_ready(&self, client: BorrowedFd<'_>) -> bool {
+        tuple(client).is_ok_and(|tuple| self.0.tables().enrolled.get(&tuple, 0).is_ok())
+    }
+
     fn can_have(&self, client: BorrowedFd<'_>) -> bool {
         let Ok(tuple) = tuple(client) else { return false };
         let flags = self.0.tables().enrolled.get(&tuple, 0);

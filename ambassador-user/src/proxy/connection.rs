@@ -104,7 +104,9 @@ impl Connections {
         }
         let means = Means {
             pipes: (tier >= Tier::Splice).then(|| Arc::clone(&shared.pipes)),
-            shortcuts: shortcuts.filter(|_| tier >= Tier::Sockmap).cloned(),
+            shortcuts: shortcuts
+                .filter(|it| tier >= Tier::Sockmap && it.is_ready(client.as_fd()))
+                .cloned(),
         };
         // Held over the spawn: the task's record takes itself out, which must not come first.
         let mut live = self.live();
@@ -264,8 +266,15 @@ impl Pair {
         let allowed = || route.relay() >= Tier::Sockmap;
         let prospect = means.shortcuts.as_deref();
         let prospect = prospect.map(|shortcuts| Prospect { shortcuts, allowed: &allowed });
-        relay(client, upstream, means.pipes.as_ref(), prospect, traffic, route.idle_timeout)
-            .await?;
+        let pipes = means.pipes.as_ref();
+        let ended = relay(client, upstream, pipes, prospect, traffic, route.idle_timeout).await;
+        if let Some(shortcuts) = &means.shortcuts
+            && traffic.shortcut.get().is_none()
+        {
+            // Or the next client that comes from the same port would be taken for this one.
+            shortcuts.decline(client.as_fd());
+        }
+        ended?;
         // In order: dropping a socket sends its FIN.
         self.client = None;
         self.upstream = None;

@@ -26,11 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Offers shortcuts.
 pub trait Shortcuts: Debug + Send + Sync {
-    /// To be shown each socket before it is connected to an upstream.
+    /// Whether the client of an accepted socket was made ready for one when it connected.
+    fn is_ready(&self, client: BorrowedFd<'_>) -> bool;
+
+    /// To be shown the socket to the upstream of such a client before it is connected.
     fn prepare(&self, upstream: BorrowedFd<'_>);
 
-    /// Whether the client of an accepted socket, which has sent its first bytes, can have one. A client that
-    /// cannot has an ordinary socket from now on.
+    /// Whether such a client, which has sent its first bytes, can still have one. If not, its socket is an
+    /// ordinary one from now on.
     fn can_have(&self, client: BorrowedFd<'_>) -> bool;
 
     /// Opens a shortcut from a client to the upstream, whose socket has accepted so many bytes of that client.

@@ -1,14 +1,21 @@
 //! Connections that have no shortcut yet: they get one with the second piece that they send.
 
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::Instant;
+
+use ambassador::datapath::obstacle;
+use ambassador::datapath::sockmap::Enrol;
 use ambassador_tests::address::Family;
-use ambassador_tests::needs;
 use ambassador_tests::peer::Peer;
 use ambassador_tests::wait::until_true;
 use ambassador_tests::way::{Way, Wire};
+use ambassador_tests::{needs, skip};
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
 
-use crate::waiting;
+use crate::tier::Tier;
+use crate::{BYTES, limits, waiting};
 
 #[test]
 fn connection_of_a_single_request_is_relayed() -> Result<()> {
@@ -64,6 +71,40 @@ fn client_that_has_turned_blocking_gets_an_ordinary_socket_back_with_its_first_b
     until_true("the reply to be counted", || Ok(waiting(&client)? == 5))?;
     drop((client, server));
     recorded(&wire, "splice", 5)
+}
+
+/// Enrolling one that comes to nothing costs more than it brings.
+#[test]
+fn storm_of_clients_that_say_nothing_is_enrolled_in_part() -> Result<()> {
+    let tier = tier!(Enrol::Anybody);
+    let begun = Instant::now();
+    let enrolled = storm(&tier, b"")?;
+    let most = 1024 + begun.elapsed().as_millis() / 2;
+    ensure!(enrolled >= 1024 && enrolled as u128 <= most, "{enrolled} of {STORM}, expected {most}");
+    Ok(())
+}
+
+#[test]
+fn storm_of_clients_that_go_on_is_enrolled() -> Result<()> {
+    let tier = tier!(Enrol::Anybody);
+    let enrolled = storm(&tier, b"twice")?;
+    ensure!(enrolled == STORM, "only {enrolled} of {STORM}");
+    Ok(())
+}
+
+const STORM: usize = 4000;
+
+/// Connects one client after the other, each of which says something twice; tells how many were enrolled.
+fn storm(tier: &Tier, word: &[u8]) -> Result<usize> {
+    let mut enrolled = 0;
+    for _ in 0..STORM {
+        let mut client = TcpStream::connect(tier.listener.local_addr()?).context("connect")?;
+        let (accepted, _) = tier.listener.accept().context("accept a client")?;
+        client.write_all(word).context("speak")?;
+        client.write_all(word).context("go on")?;
+        enrolled += usize::from(tier.ends_enrolment(&accepted));
+    }
+    Ok(enrolled)
 }
 
 fn ask(client: &Peer, server: &Peer, times: usize) -> Result<()> {

@@ -120,6 +120,13 @@ impl Tier {
         Ok(Connection { client, server, traffic, upstream: shared, relay, tier: self })
     }
 
+    /// Whether a client that was accepted is enrolled; it is no more.
+    pub(crate) fn ends_enrolment(&self, accepted: &std::net::TcpStream) -> bool {
+        let enrolled = self.sockmap.is_ready(accepted.as_fd());
+        self.sockmap.decline(accepted.as_fd());
+        enrolled
+    }
+
     /// Keeps the relays' thread busy until what is returned is dropped.
     pub(crate) fn stop_relays(&self) -> Result<Sender<()>> {
         let (stopped, stop) = channel::<()>();
