@@ -45,5 +45,6 @@ pub(crate) fn take() -> bool {
 pub(crate) fn give_back() {
     let Some(allowance) = ALLOWANCE.get_ptr_mut(0) else { return };
     // SAFETY: an element of an array, of integers, for which every value is valid.
-    unsafe { (*allowance).left = ((*allowance).left + 1).min(MOST) };
+    let left = unsafe { &mut (*allowance).left };
+    *left = (*left + 1).min(MOST);
 }
