@@ -28,6 +28,7 @@ use super::programs::Maps;
 use super::tables::to_kernel;
 use crate::config::InFlight;
 use crate::proxy::shortcut::{Shortcut, Shortcuts};
+use crate::throttle::Throttle;
 use flow::Flow;
 use places::Places;
 use shared::Shared;
@@ -69,7 +70,8 @@ impl Sockmap {
         for listener in gone {
             let _ = tables.listeners.remove(&listener);
         }
-        Ok(Self(Arc::new(Kernel { orders, progress, limits, tables: Mutex::new(tables) })))
+        let (full, tables) = (Throttle::default(), Mutex::new(tables));
+        Ok(Self(Arc::new(Kernel { orders, progress, limits, full, tables })))
     }
 
     /// Enrols from now on clients that connect to an address.
@@ -152,6 +154,7 @@ struct Kernel {
     orders: Shared,
     progress: Shared,
     limits: InFlight,
+    full: Throttle,
     tables: Mutex<Tables>,
 }
 

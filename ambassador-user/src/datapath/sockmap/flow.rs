@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use ambassador_ebpf::sockmap::{CHECKPOINTS, MOST_FLOWS, Orders, Progress, Tuple, id, place};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use tracing::warn;
 
 use super::Kernel;
 use super::shared::Shared;
@@ -58,7 +59,15 @@ impl Flow {
         upstream: BorrowedFd<'_>,
         forwarded: u64,
     ) -> Result<Self> {
-        let place = kernel.take_place().context("every place is taken")?;
+        let Some(place) = kernel.take_place() else {
+            if let Some(relayed) = kernel.full.say_now() {
+                warn!(
+                    relayed,
+                    "{MOST_FLOWS} connections are in the kernel already, or were a second ago"
+                );
+            }
+            bail!("every place is taken");
+        };
         // The last id tells how often the place was taken. It stays when the flow has ended.
         let last = kernel.orders.word(place, offset_of!(Orders, id)).load(Ordering::Relaxed);
         let flow = Self {
