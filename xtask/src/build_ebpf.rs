@@ -21,11 +21,14 @@ const INSTRUCTION: u64 = 8;
 pub(crate) fn run(target: &Target) -> Result<()> {
     let toolchain = Toolchain::find()
         .context("no eBPF toolchain here; install one with `cargo xtask setup`")?;
-    build(&toolchain, target)
+    build(&toolchain, target).map(drop)
 }
 
+/// The instructions of each program.
+pub(crate) type Lengths = Vec<(String, u64)>;
+
 /// Builds the object, puts it where the user half looks for it, and says what it holds.
-pub(crate) fn build(toolchain: &Toolchain, target: &Target) -> Result<()> {
+pub(crate) fn build(toolchain: &Toolchain, target: &Target) -> Result<Lengths> {
     let root = workspace::root();
     step(&format!("build the eBPF object for {}", target.name()));
     // Taken before the build, so that an edit made meanwhile makes the object stale.
@@ -56,11 +59,11 @@ pub(crate) fn build(toolchain: &Toolchain, target: &Target) -> Result<()> {
         println!("  the verifier's statistics are left out: {why:#}");
     }
     let verified = verified.unwrap_or_default();
-    for (name, instructions) in programs {
-        let verified = verified.get(&name).map_or(String::new(), |verdict| format!("; {verdict}"));
+    for (name, instructions) in &programs {
+        let verified = verified.get(name).map_or(String::new(), |verdict| format!("; {verdict}"));
         println!("  {name}: {instructions} instructions{verified}");
     }
-    Ok(())
+    Ok(programs)
 }
 
 /// An object without what only a debugger reads. BTF is made from it, and has what is wanted.
@@ -82,7 +85,7 @@ fn without_dwarf(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The programs of an object, each with its number of instructions.
-fn programs(bytes: &[u8]) -> Result<Vec<(String, u64)>> {
+fn programs(bytes: &[u8]) -> Result<Lengths> {
     let object = object::File::parse(bytes)?;
     let mut programs = Vec::new();
     for symbol in object.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::command::{self, cargo, step};
 use crate::toolchain::{Target, Toolchain};
-use crate::{build_ebpf, tidy};
+use crate::{build_ebpf, cost, tidy};
 
 /// Runs every check that needs no privileges; stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
@@ -39,5 +39,8 @@ fn kernel_half() -> Result<()> {
         command::run(&mut toolchain.cargo("check", &Target::host()))?;
     }
     // Cheap, and nobody would notice otherwise before the release.
-    Target::others().iter().try_for_each(|other| build_ebpf::build(&toolchain, other))
+    for other in Target::others() {
+        build_ebpf::build(&toolchain, &other)?;
+    }
+    cost::compare(&build_ebpf::build(&toolchain, &Target::host())?)
 }

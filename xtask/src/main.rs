@@ -6,6 +6,7 @@ mod bench;
 mod build_ebpf;
 mod check;
 mod command;
+mod cost;
 mod demo;
 mod kernels;
 mod packages;

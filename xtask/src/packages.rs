@@ -30,6 +30,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "bpftool",
     "python3",
     "util-linux",
+    "valgrind",
 ];
 
 /// What the benchmark measures the ambassador beside, and with.

@@ -29,7 +29,7 @@ pub(crate) fn run() -> Result<()> {
 /// The eBPF object for the binary built next, where it can be had; says why where it cannot.
 pub(crate) fn kernel_half() -> Result<()> {
     match toolchain() {
-        Ok(toolchain) => build_ebpf::build(&toolchain, &Target::host()),
+        Ok(toolchain) => build_ebpf::build(&toolchain, &Target::host()).map(drop),
         Err(error) => {
             eprintln!("xtask: kernel tiers left out: {error:#}");
             Ok(())
