@@ -1,9 +1,13 @@
-//! `cargo xtask bench`: the ambassador beside no proxy, HAProxy and nginx, in one interleaved run.
+//! `cargo xtask bench`: the ambassador beside no proxy and other proxies, in one interleaved run.
 
+mod catalogue;
 mod cpu;
+mod family;
+mod latency;
 mod limits;
 pub(crate) mod load;
 mod machine;
+mod memory;
 mod pattern;
 mod progress;
 mod report;
@@ -23,14 +27,16 @@ use anyhow::{Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{packages, release, setup};
-use cpu::Strangers;
-use load::{Load, Scale};
+use catalogue::{LOADS, Load, Service};
+use cpu::{Cpus, Strangers};
+use load::Scale;
 use machine::Machine;
 use progress::Progress;
 use report::Report;
-use results::{Results, Sample};
+use results::{End, Results, Sample};
 use scene::Scene;
-use subject::{KERNEL_TIERS, Splice, Subject};
+use subject::peer::Peer;
+use subject::{KERNEL_TIERS, Subject};
 
 /// More than this many CPUs taken by others, and the figures are not to be trusted.
 const DISTURBED: f64 = 0.2;
@@ -38,15 +44,18 @@ const DISTURBED: f64 = 0.2;
 /// What to measure, and how long.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Three short rounds: under two minutes
+    /// Three short rounds of the loads that fit into two minutes
     #[arg(long)]
     quick: bool,
     /// How often each load goes through each subject [default: 5, with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
-    /// Only this load; may be repeated
-    #[arg(long, value_enum, value_name = "LOAD")]
+    /// Only these loads
+    #[arg(long, value_enum, value_name = "LOAD,...", value_delimiter = ',')]
     only: Vec<Load>,
+    /// Beside these proxies only
+    #[arg(long, value_enum, value_name = "PEER,...", value_delimiter = ',')]
+    peers: Vec<Peer>,
     /// Where results.json and report.md go
     #[arg(long, value_name = "DIR", default_value = "bench-results")]
     out: PathBuf,
@@ -75,37 +84,47 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn measure(options: &Options, binary: &Path) -> Result<Report> {
-    limits::allow_descriptors()?;
-    let scene = Scene::set()?;
-    let mut notes = scene.notes.clone();
-    let (subjects, mut programs) = subjects(binary, &mut notes);
-    let loads = loads(&options.only, &mut notes);
-    programs.extend(find("redis-server").map(|redis| (redis, "--version")));
+    let mut notes = Vec::new();
+    let loads = options.loads(limits::allow_descriptors()?, &mut notes);
+    ensure!(!loads.is_empty(), "nothing can be measured: {}", notes.join("; "));
+    let (subjects, programs) = options.subjects(binary, &mut notes);
     let (rounds, scale) = options.extent();
     notes.push(format!(
         "rounds: {rounds}; each load goes through one subject after the other; every measurement starts its \
-         own proxy and server; clients and proxy share one CPU, the server has another"
+         own proxy and server, but for PostgreSQL, which serves all of them; clients and proxy share one CPU, \
+         the server has another"
     ));
     notes.push(
-        "the ambassador logs warnings, HAProxy and nginx log nothing; HAProxy runs with `splice-auto`, \
-         and once more with splicing forced"
+        "the ambassador logs warnings, the others nothing; HAProxy runs with `splice-auto`, and once more \
+         with splicing forced"
             .into(),
     );
 
-    let strangers = Strangers::watch(scene.cpus)?;
+    let cpus = Cpus::choose()?;
+    let strangers = Strangers::watch(cpus)?;
+    let scene = Scene::set(cpus, &loads)?;
+    notes.extend(scene.notes.iter().cloned());
+    let pairs: Vec<(Load, &Subject)> = loads
+        .iter()
+        .flat_map(|&load| subjects.iter().map(move |subject| (load, subject)))
+        .filter(|(load, subject)| subject.carries(*load))
+        .collect();
     let mut results = Results::default();
-    let mut progress = Progress::new(usize::from(rounds) * loads.len() * subjects.len());
+    let mut progress = Progress::new(usize::from(rounds) * pairs.len());
     for round in 1..=rounds {
-        for &load in &loads {
-            for subject in &subjects {
-                let name = subject.name();
-                progress.step(&format!("round {round}: {} through {name}", load.name()));
-                let outcome = scene.measure(subject, load, scale);
-                results.0.push(Sample { round, load, subject: name, outcome });
-            }
+        for &(load, subject) in &pairs {
+            let name = subject.name();
+            progress.step(&format!("round {round}: {} through {name}", load.name));
+            let end = match scene.measure(subject, load, scale) {
+                Ok(outcome) => End::Measured(outcome),
+                Err(error) => End::Failed(format!("{error:#}")),
+            };
+            results.0.push(Sample { round, load, subject: name, end });
         }
     }
     progress.end();
+    // What its servers have taken is known to be ours once they have ended.
+    drop(scene);
     let share = strangers.share()?;
     let disturbed = share > DISTURBED;
     if disturbed {
@@ -118,6 +137,9 @@ fn measure(options: &Options, binary: &Path) -> Result<Report> {
     Ok(Report { machine: Machine::look(&programs)?, notes, disturbed, loads, subjects, results })
 }
 
+/// Programs, each with the argument that makes it say its version.
+type Programs = Vec<(PathBuf, &'static str)>;
+
 impl Options {
     /// How many rounds, and how much in each.
     fn extent(&self) -> (u16, Scale) {
@@ -128,47 +150,78 @@ impl Options {
         };
         (self.rounds.unwrap_or(rounds), scale)
     }
+
+    /// What to measure, as far as the servers are here and so many descriptors allow.
+    fn loads(&self, descriptors: u64, notes: &mut Vec<String>) -> Vec<Load> {
+        let mut loads = if self.only.is_empty() { LOADS.to_vec() } else { self.only.clone() };
+        if self.quick && self.only.is_empty() {
+            let (quick, left): (Vec<Load>, _) = loads.iter().partition(|load| load.quick);
+            loads = quick;
+            notes.push(format!("left to the full run: {}", names(&left)));
+        }
+        let servers = [
+            (Service::Redis, ["redis-server", "redis-benchmark"]),
+            (Service::Postgres, ["postgres", "pgbench"]),
+        ];
+        for (service, programs) in servers {
+            if let Some(program) = missing(&programs) {
+                let why = format!("{program} is not installed");
+                loads = without(loads, |load| load.service() == service, &why, notes);
+            }
+        }
+        let why = format!("only {descriptors} files may be open");
+        without(loads, |load| load.descriptors() > descriptors, &why, notes)
+    }
+
+    /// What to measure it through, as far as it is here.
+    fn subjects(&self, binary: &Path, notes: &mut Vec<String>) -> (Vec<Subject>, Programs) {
+        let ambassador_at =
+            |tier: &str| Subject::Ambassador { binary: binary.to_owned(), tier: tier.to_owned() };
+        let mut subjects = vec![Subject::NoProxy];
+        let said = ambassador::doctor(binary);
+        for tier in KERNEL_TIERS {
+            let asked = said.as_ref().map_err(|error| anyhow!("{error:#}"));
+            match asked.and_then(|said| ambassador::obstacle_in(said, tier)) {
+                Ok(None) => subjects.push(ambassador_at(tier)),
+                Ok(Some(why)) => notes.push(format!("skipped: ambassador {why}")),
+                Err(error) => notes.push(format!("skipped: ambassador {tier}: {error:#}")),
+            }
+        }
+        subjects.extend([ambassador_at("splice"), ambassador_at("copy")]);
+        let mut programs = vec![(binary.to_owned(), "version")];
+        let peers = if self.peers.is_empty() { Peer::value_variants() } else { &self.peers };
+        for &peer in peers {
+            match find(peer.program()) {
+                None => notes.push(format!("skipped: {}, which is not installed", peer.title())),
+                Some(program) => {
+                    let version = (program.clone(), peer.version_flag());
+                    if !programs.contains(&version) {
+                        programs.push(version);
+                    }
+                    subjects.push(Subject::Peer { peer, program });
+                }
+            }
+        }
+        programs.extend(find("redis-server").map(|redis| (redis, "--version")));
+        programs.extend(find("postgres").map(|postgres| (postgres, "--version")));
+        (subjects, programs)
+    }
 }
 
-/// Programs, each with the argument that makes it say its version.
-type Programs = Vec<(PathBuf, &'static str)>;
-
-fn subjects(binary: &Path, notes: &mut Vec<String>) -> (Vec<Subject>, Programs) {
-    let ambassador_at =
-        |tier: &str| Subject::Ambassador { binary: binary.to_owned(), tier: tier.to_owned() };
-    let mut subjects = vec![Subject::NoProxy];
-    let said = ambassador::doctor(binary);
-    for tier in KERNEL_TIERS {
-        let asked = said.as_ref().map_err(|error| anyhow!("{error:#}"));
-        match asked.and_then(|said| ambassador::obstacle_in(said, tier)) {
-            Ok(None) => subjects.push(ambassador_at(tier)),
-            Ok(Some(why)) => notes.push(format!("skipped: ambassador {why}")),
-            Err(error) => notes.push(format!("skipped: ambassador {tier}: {error:#}")),
-        }
+/// All but those for which this holds, which are named with the reason.
+fn without(
+    loads: Vec<Load>,
+    holds: impl Fn(&Load) -> bool,
+    why: &str,
+    notes: &mut Vec<String>,
+) -> Vec<Load> {
+    let (skipped, rest): (Vec<Load>, _) = loads.iter().partition(|load| holds(load));
+    if !skipped.is_empty() {
+        notes.push(format!("skipped: {}, for {why}", names(&skipped)));
     }
-    subjects.extend([ambassador_at("splice"), ambassador_at("copy")]);
-    let mut programs = vec![(binary.to_owned(), "version")];
-    let mut peer = |name: &str| {
-        let program = find(name);
-        match &program {
-            Some(program) => programs.push((program.clone(), "-v")),
-            None => notes.push(format!("skipped: {name}, which is not installed")),
-        }
-        program
-    };
-    if let Some(program) = peer("haproxy") {
-        let haproxy = |splice| Subject::Haproxy { program: program.clone(), splice };
-        subjects.extend([haproxy(Splice::Auto), haproxy(Splice::Always)]);
-    }
-    subjects.extend(peer("nginx").map(Subject::Nginx));
-    (subjects, programs)
+    rest
 }
 
-fn loads(only: &[Load], notes: &mut Vec<String>) -> Vec<Load> {
-    let mut loads = if only.is_empty() { Load::value_variants() } else { only }.to_vec();
-    if let Some(program) = missing(&["redis-server", "redis-benchmark"]) {
-        loads.retain(|load| !load.wants_redis());
-        notes.push(format!("skipped: the Redis loads, for {program} is not installed"));
-    }
-    loads
+fn names(loads: &[Load]) -> String {
+    loads.iter().map(|load| load.name).collect::<Vec<_>>().join(", ")
 }

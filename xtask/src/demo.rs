@@ -8,11 +8,11 @@ use ambassador_tests::ambassador;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::bench::load::{round_trips, transfer};
+use crate::bench::load::round_trips;
+use crate::bench::load::transfer::{self, Direction};
 use crate::bench::scene::Scene;
 use crate::bench::subject::Subject;
 use crate::bench::table::Table;
-use crate::bench::upstream::Upstream;
 use crate::command::{stdout_of, step};
 use crate::{release, setup};
 
@@ -100,17 +100,18 @@ fn tries(binary: &Path, doctor: Doctor) -> Vec<(String, Try)> {
 /// Sends traffic through one subject; every byte of it is checked.
 fn carry(subject: &Subject) -> Result<[String; 5]> {
     let scene = Scene::on_loopback()?;
-    let upstream = scene.at_upstream(|place| Upstream::start(place.ipv4.into()))?;
-    scene.through(subject, upstream.address(), |target| {
-        let small = round_trips::run(target.address, ROUND_TRIPS)?;
-        let up = transfer::upload(target.address, BYTES)?;
-        let down = transfer::download(target.address, BYTES)?;
-        let microseconds = |took: Duration| format!("{:.1}", took.as_secs_f64() * 1e6);
+    let upstream = scene.built_in()?;
+    scene.through(subject, scene.one_route(upstream.address()), |target| {
+        let small = round_trips::run(&target, 1, 64, ROUND_TRIPS)?;
+        let up = transfer::run(&target, Direction::Up, BYTES, 1)?.took;
+        let down = transfer::run(&target, Direction::Down, BYTES, 1)?.took;
+        let microseconds =
+            |part| small.latency.at(part).map_or_else(String::new, |took| format!("{took:.1}"));
         let gigabytes = |took: Duration| format!("{:.2}", BYTES as f64 / 1e9 / took.as_secs_f64());
         Ok([
             format!("{:.0}", small.per_second),
-            microseconds(small.p50),
-            microseconds(small.p99),
+            microseconds(0.5),
+            microseconds(0.99),
             gigabytes(up),
             gigabytes(down),
         ])

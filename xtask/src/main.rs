@@ -35,7 +35,7 @@ enum Task {
     Check,
     /// Builds the product and shows what every tier that works here does with real traffic
     Demo,
-    /// The ambassador beside no proxy, HAProxy and nginx, measured in one interleaved run
+    /// The ambassador beside no proxy and other proxies, measured in one interleaved run
     Bench(bench::Options),
     /// The product on Debian's other kernels, in virtual machines, and on this one: a Markdown table
     Kernels,

@@ -34,8 +34,17 @@ pub(crate) const FOR_TESTS: &[&str] = &[
 ];
 
 /// What the benchmark measures the ambassador beside, and with.
-pub(crate) const FOR_BENCH: &[&str] =
-    &["haproxy", "nginx-light", "libnginx-mod-stream", "redis-server", "redis-tools"];
+pub(crate) const FOR_BENCH: &[&str] = &[
+    "haproxy",
+    "nginx-light",
+    "libnginx-mod-stream",
+    "socat",
+    "nutcracker",
+    "pgbouncer",
+    "redis-server",
+    "redis-tools",
+    "postgresql",
+];
 
 /// What boots other kernels.
 pub(crate) const FOR_KERNELS: &[&str] = &["qemu-system-x86", "busybox-static", "cpio"];

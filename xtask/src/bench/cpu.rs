@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use super::family;
+
 /// The CPU of the pod (clients and proxies) and that of the upstream. One CPU each, because waking
 /// an idle virtual CPU costs tens of microseconds and would be most of every round trip.
 #[derive(Clone, Copy)]
@@ -40,37 +42,46 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// What was busy since the start.
+/// What has been busy since the start.
 pub(crate) struct Meter {
     cpus: Cpus,
     proxy: Option<u32>,
+    start: Instant,
     before: Times,
 }
 
-/// Seconds of CPU time.
+/// What something cost.
 #[derive(Clone, Copy)]
-pub(crate) struct Times {
-    /// Of the two CPUs that are measured, the kernel's work outside any process included.
+pub(crate) struct Spent {
+    /// Seconds of the two CPUs that are measured, the kernel's work outside any process included.
     pub(crate) machine: f64,
-    /// Of the upstream's CPU alone.
-    pub(crate) upstream: f64,
-    /// Of the proxy's process, if there is a proxy.
+    /// Seconds of the proxy's processes, if there is a proxy.
     pub(crate) proxy: Option<f64>,
+    /// How busy the upstream's CPU was, from 0 to 1: near 1, it is the server that is measured.
+    pub(crate) upstream_busy: f64,
+}
+
+/// Seconds of CPU time since the machine and the proxy were started.
+struct Times {
+    machine: f64,
+    upstream: f64,
+    proxy: Option<f64>,
 }
 
 impl Meter {
     /// Starts counting.
     pub(crate) fn start(cpus: Cpus, proxy: Option<u32>) -> Result<Self> {
-        Ok(Self { cpus, proxy, before: Times::now(cpus, proxy)? })
+        Ok(Self { cpus, proxy, start: Instant::now(), before: Times::now(cpus, proxy)? })
     }
 
     /// What has been spent since the start.
-    pub(crate) fn read(&self) -> Result<Times> {
+    pub(crate) fn read(&self) -> Result<Spent> {
+        let took = self.start.elapsed().as_secs_f64();
         let now = Times::now(self.cpus, self.proxy)?;
-        Ok(Times {
+        Ok(Spent {
             machine: now.machine - self.before.machine,
-            upstream: now.upstream - self.before.upstream,
             proxy: now.proxy.zip(self.before.proxy).map(|(now, before)| now - before),
+            upstream_busy: (now.upstream - self.before.upstream) / took,
         })
     }
 }
@@ -81,8 +92,7 @@ impl Times {
         let upstream = busy_of_cpu(&stat, cpus.upstream).context("read the CPUs in /proc/stat")?;
         let pod = busy_of_cpu(&stat, cpus.pod).context("read the CPUs in /proc/stat")?;
         let machine = if cpus.pod == cpus.upstream { pod } else { pod + upstream };
-        let proxy = proxy.map(times_of).transpose()?.map(|[user, system, ..]| user + system);
-        Ok(Self { machine, upstream, proxy })
+        Ok(Self { machine, upstream, proxy: proxy.map(of_family).transpose()? })
     }
 }
 
@@ -114,6 +124,28 @@ impl Strangers {
 
 /// The kernel counts in hundredths of a second for user space, on every architecture.
 const TICKS: f64 = 100.0;
+
+/// What a process and its descendants have taken, those that have ended included.
+fn of_family(process: u32) -> Result<f64> {
+    let [.., user, system] = times_of(process)?;
+    let mut sum = user + system;
+    for member in family::of(process) {
+        // One that has ended meanwhile is left to the next reading, where its parent has its time.
+        sum += running(member).unwrap_or(0.0);
+    }
+    Ok(sum)
+}
+
+/// What the threads of a process have taken, in finer units than `stat` counts in: a process for each
+/// connection may take less than one of those.
+fn running(process: u32) -> io::Result<f64> {
+    let mut nanoseconds = 0.0;
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let said = fs::read_to_string(thread?.path().join("schedstat"))?;
+        nanoseconds += said.split(' ').next().and_then(|it| it.parse().ok()).unwrap_or(0.0);
+    }
+    Ok(nanoseconds / 1e9)
+}
 
 /// user + nice + system + irq + softirq of one CPU: all but idle, waiting and stolen time.
 fn busy_of_cpu(stat: &str, cpu: usize) -> Option<f64> {

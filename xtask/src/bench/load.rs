@@ -5,41 +5,28 @@
 
 pub(crate) mod connections;
 pub(crate) mod idle;
+pub(crate) mod pgbench;
 pub(crate) mod redis;
 pub(crate) mod round_trips;
+pub(crate) mod start_up;
 pub(crate) mod transfer;
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
-use super::cpu::{Cpus, Meter};
+use super::catalogue::{Kind, Load};
+use super::cpu::{Cpus, Meter, Spent};
+use super::latency::Latency;
 
 /// Without a byte for so long, a connection counts as stalled.
 const STALL: Duration = Duration::from_secs(5);
 
-/// What can be measured.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Load {
-    /// redis-benchmark, GET, 50 connections
-    Get,
-    /// redis-benchmark, GET, 50 connections, 16 requests in flight on each
-    GetPipelined,
-    /// 64 bytes there and back on one connection, one at a time
-    RoundTrips,
-    /// One connection that sends as fast as it can
-    Upload,
-    /// One connection that receives as fast as it can
-    Download,
-    /// Connect, one round trip, close, by eight clients at once
-    Connections,
-    /// A thousand connections that have done one round trip each and wait
-    Idle,
-}
-
 /// One number that a load gives.
+#[derive(Debug)]
 pub(crate) struct Figure {
     /// What it is called in the table and in the results file.
     pub(crate) name: &'static str,
@@ -50,12 +37,14 @@ pub(crate) struct Figure {
 }
 
 /// Where a load is sent, and where its cost is read.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Target {
-    /// What the client connects to.
-    pub(crate) address: SocketAddr,
+    /// What the client connects to: each leads to the upstream.
+    pub(crate) addresses: Vec<SocketAddr>,
     /// The proxy's process, unless there is none.
     pub(crate) proxy: Option<u32>,
+    /// When that was started.
+    pub(crate) started: Instant,
     /// The CPUs that do the work.
     pub(crate) cpus: Cpus,
 }
@@ -67,62 +56,57 @@ pub(crate) struct Scale {
     pub(crate) time: Duration,
     /// How many bytes a transfer moves.
     pub(crate) bytes: u64,
-    /// How many requests redis-benchmark sends; eight times as many when they are pipelined.
+    /// How many requests redis-benchmark sends; eight times as many when they are pipelined, a
+    /// fifth as transactions of PostgreSQL.
     pub(crate) requests: u64,
 }
 
+/// Requests that were all answered.
+pub(crate) struct Served {
+    /// How many there were.
+    pub(crate) count: u64,
+    /// How many in a second.
+    pub(crate) per_second: f64,
+    /// How long they took.
+    pub(crate) latency: Latency,
+    /// What they cost.
+    pub(crate) spent: Spent,
+}
+
 /// What came out of a load.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Outcome {
-    /// One value for each of the load's figures; none where there is no proxy to look at.
-    pub(crate) values: Vec<Option<f64>>,
+    /// By their names; one is missing where there is nothing to measure, such as a proxy.
+    pub(crate) figures: BTreeMap<String, f64>,
     /// How busy the upstream's CPU was, from 0 to 1: near 1, it is the server that is measured.
-    pub(crate) upstream_busy: f64,
+    pub(crate) upstream_busy: Option<f64>,
+    /// How long requests took, where there were any.
+    pub(crate) latency: Option<Latency>,
 }
 
 impl Load {
-    /// The name on the command line and in the results file.
-    pub(crate) fn name(self) -> String {
-        self.to_possible_value().expect("no load is hidden").get_name().to_owned()
-    }
-
-    /// What is measured, for a heading.
-    pub(crate) fn title(self) -> String {
-        let value = self.to_possible_value().expect("no load is hidden");
-        value.get_help().expect("every load has a description").to_string()
-    }
-
-    /// Whether it speaks to Redis, and not to the built-in upstream.
-    pub(crate) fn wants_redis(self) -> bool {
-        matches!(self, Self::Get | Self::GetPipelined)
-    }
-
-    /// The figures it gives, in the order of [`Outcome::values`].
+    /// The figures it gives, the most important one first.
     pub(crate) fn figures(self) -> &'static [Figure] {
         const fn figure(name: &'static str, decimals: usize, better: char) -> Figure {
             Figure { name, decimals, better }
         }
-        match self {
-            Self::Get | Self::GetPipelined => {
+        match self.kind {
+            Kind::Redis { .. }
+            | Kind::Postgres { .. }
+            | Kind::RoundTrips { .. }
+            | Kind::Connections => {
                 const {
                     &[
-                        figure("requests/s", 0, '↑'),
-                        figure("p50 ms", 3, '↓'),
-                        figure("p99 ms", 3, '↓'),
-                        figure("proxy CPU s per 1M", 2, '↓'),
-                    ]
-                }
-            }
-            Self::RoundTrips => {
-                const {
-                    &[
-                        figure("round trips/s", 0, '↑'),
+                        figure("per second", 0, '↑'),
                         figure("p50 µs", 1, '↓'),
                         figure("p99 µs", 1, '↓'),
-                        figure("proxy CPU s per 1M", 2, '↓'),
+                        figure("p99.9 µs", 1, '↓'),
+                        figure("CPU s/10k", 3, '↓'),
+                        figure("proxy CPU s/10k", 3, '↓'),
                     ]
                 }
             }
-            Self::Upload | Self::Download => {
+            Kind::Transfer { .. } => {
                 const {
                     &[
                         figure("GB/s", 2, '↑'),
@@ -131,61 +115,111 @@ impl Load {
                     ]
                 }
             }
-            Self::Connections => {
-                const { &[figure("connections/s", 0, '↑'), figure("proxy CPU s per 100k", 2, '↓')] }
+            Kind::Idle { .. } => {
+                const {
+                    &[
+                        figure("RSS KiB/connection", 2, '↓'),
+                        figure("RSS MiB", 2, '↓'),
+                        figure("PSS MiB", 2, '↓'),
+                        figure("TCP buffers MiB", 2, '↓'),
+                        figure("kernel objects MiB", 1, '↓'),
+                    ]
+                }
             }
-            Self::Idle => const { &[figure("RSS MiB", 2, '↓'), figure("PSS MiB", 2, '↓')] },
+            Kind::StartUp => const { &[figure("ready ms", 2, '↓'), figure("RSS MiB", 2, '↓')] },
         }
     }
 
     /// Runs the load on the calling thread and those it starts.
-    pub(crate) fn run(self, target: Target, scale: Scale) -> Result<Outcome> {
-        let Target { address, proxy, cpus } = target;
-        let start = Instant::now();
-        let meter = Meter::start(cpus, proxy)?;
-        let values = match self {
-            Self::Get | Self::GetPipelined => {
-                let pipeline = if self == Self::Get { 1 } else { 16 };
-                let requests = scale.requests * if self == Self::Get { 1 } else { 8 };
-                let done = redis::run(address, requests, pipeline)?;
-                let proxy = meter.read()?.proxy.map(|spent| spent * 1e6 / requests as f64);
-                vec![Some(done.per_second), Some(done.p50), Some(done.p99), proxy]
+    pub(crate) fn run(self, target: &Target, scale: Scale) -> Result<Outcome> {
+        match self.kind {
+            Kind::Redis { pipeline } => {
+                let requests = scale.requests * if pipeline == 1 { 1 } else { 8 };
+                Ok(self.served(redis::run(target, requests, pipeline)?))
             }
-            Self::RoundTrips => {
-                let done = round_trips::run(address, scale.time)?;
-                let proxy = meter.read()?.proxy.map(|spent| spent * 1e6 / done.count as f64);
-                let [p50, p99] = [done.p50, done.p99].map(|took| Some(took.as_secs_f64() * 1e6));
-                vec![Some(done.per_second), p50, p99, proxy]
+            Kind::Postgres { clients } => {
+                Ok(self.served(pgbench::run(target, scale.requests / 5, clients)?))
             }
-            Self::Upload | Self::Download => {
-                let transfer =
-                    if self == Self::Upload { transfer::upload } else { transfer::download };
-                let took = transfer(address, scale.bytes)?;
+            Kind::RoundTrips { connections, size } => {
+                Ok(self.served(round_trips::run(target, connections, size, scale.time)?))
+            }
+            Kind::Connections => Ok(self.served(connections::run(target, scale.time)?)),
+            Kind::Transfer { direction, streams } => {
+                let moved = transfer::run(target, direction, scale.bytes, streams)?;
                 let gigabytes = scale.bytes as f64 / 1e9;
-                let spent = meter.read()?;
-                vec![
-                    Some(gigabytes / took.as_secs_f64()),
-                    Some(spent.machine / gigabytes),
-                    spent.proxy.map(|spent| spent / gigabytes),
-                ]
+                let Spent { machine, proxy, upstream_busy } = moved.spent;
+                let values = [
+                    Some(gigabytes / moved.took.as_secs_f64()),
+                    Some(machine / gigabytes),
+                    proxy.map(|spent| spent / gigabytes),
+                ];
+                Ok(self.outcome(values, Some(upstream_busy), None))
             }
-            Self::Connections => {
-                let done = connections::run(address, scale.time)?;
-                let proxy = meter.read()?.proxy.map(|spent| spent * 1e5 / done.count as f64);
-                vec![Some(done.count as f64 / done.took.as_secs_f64()), proxy]
+            Kind::Idle { connections } => {
+                let idle::Kept { proxy, kernel } = idle::run(target, connections)?;
+                let each = |(before, with): (u64, u64)| {
+                    with.saturating_sub(before) as f64 / 1024.0 / connections as f64
+                };
+                let values = [
+                    proxy.map(|(before, with)| each((before.rss, with.rss))),
+                    proxy.map(|(_, with)| mebibytes(with.rss)),
+                    proxy.map(|(_, with)| mebibytes(with.pss)),
+                    Some(mebibytes(kernel.buffers)),
+                    Some(mebibytes(kernel.objects)),
+                ];
+                Ok(self.outcome(values, None, None))
             }
-            Self::Idle => {
-                let memory = idle::run(address, proxy)?;
-                let mebibytes = |bytes| bytes as f64 / f64::from(1 << 20);
-                vec![
-                    memory.map(|memory| mebibytes(memory.rss)),
-                    memory.map(|memory| mebibytes(memory.pss)),
-                ]
+            Kind::StartUp => {
+                let ready = start_up::run(target)?;
+                let values = [
+                    ready.as_ref().map(|ready| ready.after.as_secs_f64() * 1e3),
+                    ready.as_ref().map(|ready| mebibytes(ready.memory.rss)),
+                ];
+                Ok(self.outcome(values, None, None))
             }
-        };
-        let upstream_busy = meter.read()?.upstream / start.elapsed().as_secs_f64();
-        Ok(Outcome { values, upstream_busy })
+        }
     }
+
+    fn served(self, served: Served) -> Outcome {
+        let Served { count, per_second, latency, spent } = served;
+        let ten_thousands = count as f64 / 1e4;
+        let values = [
+            Some(per_second),
+            latency.at(0.5),
+            latency.at(0.99),
+            latency.at(0.999),
+            Some(spent.machine / ten_thousands),
+            spent.proxy.map(|spent| spent / ten_thousands),
+        ];
+        self.outcome(values, Some(spent.upstream_busy), Some(latency))
+    }
+
+    fn outcome<const N: usize>(
+        self,
+        values: [Option<f64>; N],
+        upstream_busy: Option<f64>,
+        latency: Option<Latency>,
+    ) -> Outcome {
+        let names = self.figures().iter().map(|figure| figure.name.to_owned());
+        let figures = names.zip(values).filter_map(|(name, value)| Some((name, value?))).collect();
+        Outcome { figures, upstream_busy, latency }
+    }
+}
+
+impl Target {
+    /// Where the connection with this number goes.
+    fn address(&self, number: usize) -> SocketAddr {
+        self.addresses[number % self.addresses.len()]
+    }
+
+    /// Starts counting what is spent.
+    fn meter(&self) -> Result<Meter> {
+        Meter::start(self.cpus, self.proxy)
+    }
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// Connects a client. Its reads and writes fail when nothing moves for [`STALL`].
@@ -205,7 +239,9 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::bench::catalogue::{LOADS, Service};
     use crate::bench::upstream::Upstream;
+    use transfer::Direction;
 
     const BYTES: u64 = 1 << 20;
 
@@ -243,42 +279,76 @@ mod tests {
         address
     }
 
+    fn target(address: SocketAddr) -> Target {
+        let cpus = Cpus::choose().expect("choose CPUs");
+        Target { addresses: vec![address], proxy: None, started: Instant::now(), cpus }
+    }
+
     #[test]
     fn every_load_of_the_built_in_upstream_passes_without_a_proxy() {
         let upstream = upstream();
-        let cpus = Cpus::choose().expect("choose CPUs");
-        let target = Target { address: upstream.address(), proxy: None, cpus };
+        let target = target(upstream.address());
         let scale = Scale { time: Duration::from_millis(10), bytes: BYTES, requests: 1 };
-        // Idle opens more connections than a test may have descriptors.
-        let loads = [Load::RoundTrips, Load::Upload, Load::Download, Load::Connections];
+        // More connections than a test may have descriptors are left to the benchmark itself.
+        let loads = LOADS
+            .iter()
+            .filter(|load| load.service() == Service::BuiltIn && load.connections() <= 64);
+        let mut tried = 0;
         for load in loads {
-            let outcome = load.run(target, scale);
-            let values = outcome.map_or_else(
-                |error| panic!("{}: {error:#}", load.name()),
-                |outcome| outcome.values,
+            let outcome = load.run(&target, scale);
+            let outcome = outcome.unwrap_or_else(|error| panic!("{}: {error:#}", load.name));
+            let first = load.figures()[0].name;
+            let counts = !matches!(load.kind, Kind::StartUp | Kind::Idle { .. });
+            assert_eq!(
+                outcome.figures.get(first).is_some_and(|&it| it > 0.0),
+                counts,
+                "{}",
+                load.name
             );
-            assert_eq!(values.len(), load.figures().len());
-            assert!(values[0].is_some_and(|value| value > 0.0), "{}", load.name());
+            tried += 1;
         }
+        assert!(tried > 8);
     }
 
     #[test]
     fn a_changed_byte_fails_a_transfer_and_is_named() {
         let upstream = upstream();
         // Past the request, which goes the same way as the upload.
-        let up = transfer::upload(tampering(upstream.address(), 9 + 70_000), BYTES);
-        let down = transfer::download(tampering(upstream.address(), 70_000), BYTES);
-        assert_eq!(up.expect_err("wrong").to_string(), "byte 70000 of the upload arrived wrong");
-        assert_eq!(
-            down.expect_err("wrong").to_string(),
-            "byte 70000 of the download arrived wrong"
-        );
+        let up = target(tampering(upstream.address(), 9 + 70_000));
+        let down = target(tampering(upstream.address(), 70_000));
+        let error = |target, direction| {
+            transfer::run(target, direction, BYTES, 1).err().expect("wrong").to_string()
+        };
+        assert_eq!(error(&up, Direction::Up), "byte 70000 of the upload arrived wrong");
+        assert_eq!(error(&down, Direction::Down), "byte 70000 of the download arrived wrong");
     }
 
     #[test]
     fn a_changed_byte_fails_a_round_trip() {
         let upstream = upstream();
-        let done = round_trips::run(tampering(upstream.address(), 640), Duration::from_secs(5));
+        let target = target(tampering(upstream.address(), 6400));
+        let done = round_trips::run(&target, 1, 4096, Duration::from_secs(5));
         assert_eq!(done.err().expect("wrong").to_string(), "a reply has wrong bytes");
+    }
+
+    #[test]
+    fn one_silent_connection_of_many_fails_the_load() {
+        let upstream = upstream();
+        let mut target = target(upstream.address());
+        // It answers the greeting, and nothing after that.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        target.addresses.push(listener.local_addr().expect("read the address"));
+        let silent = thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("accept");
+            let mut greeting = [0; 64];
+            client.read_exact(&mut greeting).expect("read the greeting");
+            client.write_all(&greeting).expect("answer the greeting");
+            // Until the client gives up.
+            while client.read(&mut greeting).is_ok_and(|got| got > 0) {}
+        });
+        let done = round_trips::run(&target, 2, 64, Duration::from_millis(10));
+        let error = done.err().expect("silence").to_string();
+        assert_eq!(error, "no reply on 1 of 2 connections in 5s");
+        silent.join().expect("the silent server ends");
     }
 }

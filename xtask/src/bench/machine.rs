@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 /// A machine and the programs on it.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Machine {
     cpu: String,
     cpus: usize,
@@ -48,18 +49,6 @@ impl Machine {
         );
         std::iter::once(machine).chain(self.programs.iter().cloned()).collect()
     }
-
-    /// For a program.
-    pub(crate) fn to_json(&self) -> Value {
-        json!({
-            "cpu": self.cpu,
-            "cpus": self.cpus,
-            "memory_mib": self.memory_mib,
-            "kernel": self.kernel,
-            "congestion_control": self.congestion_control,
-            "programs": self.programs,
-        })
-    }
 }
 
 /// The value after `name` and a colon, in the first line that has it.
@@ -68,12 +57,14 @@ fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     Some(line.split_once(':')?.1.trim())
 }
 
-/// The first line of what a program says about itself, on whichever output.
+/// The first line of what a program says about itself that has a number in it, on whichever output.
 fn version(program: &Path, flag: &str) -> Result<String> {
     let output = Command::new(program)
         .arg(flag)
         .output()
         .with_context(|| format!("ask {} for its version", program.display()))?;
     let said = [output.stdout, output.stderr].concat();
-    Ok(String::from_utf8_lossy(&said).lines().next().unwrap_or_default().to_owned())
+    let said = String::from_utf8_lossy(&said);
+    let line = said.lines().find(|line| line.contains(|it: char| it.is_ascii_digit()));
+    Ok(line.unwrap_or("unknown").trim().to_owned())
 }

@@ -4,14 +4,16 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::load::{Figure, Load};
+use super::catalogue::Load;
+use super::load::Figure;
 use super::machine::Machine;
-use super::results::{Cell, Results, Summary};
+use super::results::{Cell, Results};
 use super::table::Table;
 
 /// All that a run has to tell.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Report {
     /// What it was measured on.
     pub(crate) machine: Machine,
@@ -45,7 +47,7 @@ impl Report {
         report += "- Each figure is a median, with the distance from the lowest to the highest sample (±) \
                    and its ratio to no proxy and to HAProxy in the same run; ↑ more is better, ↓ less.\n";
         for &load in &self.loads {
-            report += &format!("\n## {}\n\n{}", load.title(), self.table(load).render());
+            report += &format!("\n## {}\n\n{}", load.title, self.table(load).render());
         }
         let failures = self.results.failures();
         if !failures.is_empty() {
@@ -61,7 +63,7 @@ impl Report {
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)
             .with_context(|| format!("create the directory {}", directory.display()))?;
-        let json = serde_json::to_string_pretty(&self.json()).context("put results into JSON")?;
+        let json = serde_json::to_string_pretty(self).context("put results into JSON")?;
         for (name, text) in [("results.json", json + "\n"), ("report.md", self.markdown())] {
             let path = directory.join(name);
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
@@ -76,10 +78,10 @@ impl Report {
             headings.push("× none, HAProxy".into());
         }
         let mut table = Table::new(headings);
-        for subject in &self.subjects {
+        for subject in self.subjects.iter().filter(|subject| self.results.has(load, subject)) {
             let mut row = vec![subject.clone()];
-            for (index, figure) in load.figures().iter().enumerate() {
-                row.extend(self.cells(load, subject, index, figure));
+            for figure in load.figures() {
+                row.extend(self.cells(load, subject, figure));
             }
             table.row(row);
         }
@@ -87,20 +89,18 @@ impl Report {
     }
 
     /// A figure, and how it compares.
-    fn cells(&self, load: Load, subject: &str, index: usize, figure: &Figure) -> [String; 2] {
-        let Summary { median, spread } = match self.results.cell(load, subject, index) {
+    fn cells(&self, load: Load, subject: &str, figure: &Figure) -> [String; 2] {
+        let summary = match self.results.cell(load, subject, figure.name) {
             Cell::Nothing => return [String::new(), String::new()],
             Cell::Failed => return ["FAILED".into(), String::new()],
             Cell::Measured(summary) => summary,
         };
-        let ratios = REFERENCES.map(|name| match self.results.cell(load, name, index) {
-            Cell::Measured(reference) if reference.median > 0.0 => {
-                format!("{:.2}", median / reference.median)
-            }
+        let ratios = REFERENCES.map(|name| match self.results.median(load, name, figure.name) {
+            Some(reference) if reference > 0.0 => format!("{:.2}", summary.median / reference),
             _ => "–".into(),
         });
-        let decimals = figure.decimals;
-        [format!("{median:.decimals$} ±{:.0} %", spread * 100.0), ratios.join("  ")]
+        let (decimals, median) = (figure.decimals, summary.median);
+        [format!("{median:.decimals$} ±{:.0} %", summary.spread() * 100.0), ratios.join("  ")]
     }
 
     /// Where the server was the limit, so that the ways through look more alike than they are.
@@ -119,18 +119,10 @@ impl Report {
                 })
                 .collect();
             if !subjects.is_empty() {
-                let (load, subjects) = (load.name(), subjects.join(", "));
+                let (load, subjects) = (load.name, subjects.join(", "));
                 notes.push(format!("The upstream's CPU was the limit of {load} with {subjects}"));
             }
         }
         notes
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "machine": self.machine.to_json(),
-            "notes": self.notes,
-            "samples": self.results.to_json(),
-        })
     }
 }

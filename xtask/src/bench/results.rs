@@ -1,11 +1,12 @@
 //! The results: every sample of a run, and what they come to.
 
-use anyhow::Result;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::load::{Load, Outcome};
+use super::catalogue::Load;
+use super::load::Outcome;
 
 /// One load, run once through one subject.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Sample {
     /// In which round, from 1 on.
     pub(crate) round: u16,
@@ -14,7 +15,17 @@ pub(crate) struct Sample {
     /// Through what.
     pub(crate) subject: String,
     /// What came out.
-    pub(crate) outcome: Result<Outcome>,
+    pub(crate) end: End,
+}
+
+/// How a measurement ended.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum End {
+    /// Every byte was right.
+    Measured(Outcome),
+    /// Why it did not, in a line.
+    Failed(String),
 }
 
 /// The middle of some values, and how far they lie apart.
@@ -22,12 +33,14 @@ pub(crate) struct Sample {
 pub(crate) struct Summary {
     /// Half of the values are above, half below.
     pub(crate) median: f64,
-    /// From the lowest to the highest, as a part of the median.
-    pub(crate) spread: f64,
+    /// The lowest of them.
+    pub(crate) lowest: f64,
+    /// The highest of them.
+    pub(crate) highest: f64,
 }
 
 /// All samples of a run.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(crate) struct Results(pub(crate) Vec<Sample>);
 
 /// What became of one figure of one load through one subject.
@@ -41,67 +54,59 @@ pub(crate) enum Cell {
 }
 
 impl Results {
-    /// The figure with this index of a load through a subject.
-    pub(crate) fn cell(&self, load: Load, subject: &str, figure: usize) -> Cell {
+    /// The figure of this name of a load through a subject.
+    pub(crate) fn cell(&self, load: Load, subject: &str, figure: &str) -> Cell {
         let mut values = Vec::new();
-        for sample in self.of(load).filter(|sample| sample.subject == subject) {
-            match &sample.outcome {
-                Err(_) => return Cell::Failed,
-                Ok(outcome) => values.extend(outcome.values[figure]),
+        for sample in self.of(load, subject) {
+            match &sample.end {
+                End::Failed(_) => return Cell::Failed,
+                End::Measured(outcome) => values.extend(outcome.figures.get(figure)),
             }
         }
         Summary::of(values).map_or(Cell::Nothing, Cell::Measured)
+    }
+
+    /// The median of a figure, if all went well.
+    pub(crate) fn median(&self, load: Load, subject: &str, figure: &str) -> Option<f64> {
+        match self.cell(load, subject, figure) {
+            Cell::Measured(summary) => Some(summary.median),
+            Cell::Nothing | Cell::Failed => None,
+        }
     }
 
     /// Every failure, in a line of its own.
     pub(crate) fn failures(&self) -> Vec<String> {
         self.0
             .iter()
-            .filter_map(|sample| {
-                let error = sample.outcome.as_ref().err()?;
-                let (load, subject, round) = (sample.load.name(), &sample.subject, sample.round);
-                Some(format!("{load} through {subject}, round {round}: {error:#}"))
+            .filter_map(|Sample { round, load, subject, end }| match end {
+                End::Measured(_) => None,
+                End::Failed(why) => {
+                    Some(format!("{} through {subject}, round {round}: {why}", load.name))
+                }
             })
             .collect()
     }
 
     /// How busy the upstream's CPU was during a load through a subject, as a median from 0 to 1.
     pub(crate) fn upstream_busy(&self, load: Load, subject: &str) -> Option<f64> {
-        let busy = self
-            .of(load)
-            .filter(|sample| sample.subject == subject)
-            .filter_map(|sample| Some(sample.outcome.as_ref().ok()?.upstream_busy))
-            .collect();
-        Some(Summary::of(busy)?.median)
+        let busy = self.outcomes(load, subject).filter_map(|outcome| outcome.upstream_busy);
+        Some(Summary::of(busy.collect())?.median)
     }
 
-    /// Every sample, for a program to read.
-    pub(crate) fn to_json(&self) -> Value {
-        self.0.iter().map(Sample::to_json).collect()
+    /// Whether anything was tried.
+    pub(crate) fn has(&self, load: Load, subject: &str) -> bool {
+        self.of(load, subject).next().is_some()
     }
 
-    fn of(&self, load: Load) -> impl Iterator<Item = &Sample> {
-        self.0.iter().filter(move |sample| sample.load == load)
+    fn outcomes(&self, load: Load, subject: &str) -> impl Iterator<Item = &Outcome> {
+        self.of(load, subject).filter_map(|sample| match &sample.end {
+            End::Measured(outcome) => Some(outcome),
+            End::Failed(_) => None,
+        })
     }
-}
 
-impl Sample {
-    fn to_json(&self) -> Value {
-        let mut sample = json!({
-            "round": self.round,
-            "load": self.load.name(),
-            "subject": self.subject,
-        });
-        match &self.outcome {
-            Err(error) => sample["failed"] = format!("{error:#}").into(),
-            Ok(outcome) => {
-                let names = self.load.figures().iter().map(|figure| figure.name.to_owned());
-                let values = outcome.values.iter().map(|&value| Value::from(value));
-                sample["figures"] = Value::Object(names.zip(values).collect());
-                sample["upstream_busy"] = outcome.upstream_busy.into();
-            }
-        }
-        sample
+    fn of(&self, load: Load, subject: &str) -> impl Iterator<Item = &Sample> {
+        self.0.iter().filter(move |sample| sample.load == load && sample.subject == subject)
     }
 }
 
@@ -116,26 +121,38 @@ impl Summary {
         } else {
             f64::midpoint(values[middle - 1], values[middle])
         };
-        let spread = if median == 0.0 { 0.0 } else { (highest - lowest) / median };
-        Some(Self { median, spread })
+        Some(Self { median, lowest, highest })
+    }
+
+    /// From the lowest to the highest, as a part of the median.
+    pub(crate) fn spread(&self) -> f64 {
+        if self.median == 0.0 { 0.0 } else { (self.highest - self.lowest) / self.median }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use anyhow::anyhow;
-
     use super::*;
+    use crate::bench::catalogue::LOADS;
+    use crate::bench::latency::Latency;
 
-    fn sample(round: u16, outcome: Result<Vec<Option<f64>>>) -> Sample {
-        let outcome = outcome.map(|values| Outcome { values, upstream_busy: 0.5 });
-        Sample { round, load: Load::Idle, subject: "HAProxy".into(), outcome }
+    fn sample(round: u16, load: Load, end: End) -> Sample {
+        Sample { round, load, subject: "HAProxy".into(), end }
+    }
+
+    fn measured(figures: &[(&str, f64)], latency: Option<Latency>) -> End {
+        let figures = figures.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
+        End::Measured(Outcome { figures, upstream_busy: Some(0.5), latency })
     }
 
     #[test]
     fn the_median_is_in_the_middle_whatever_the_order() {
         let summary = |values: &[f64]| Summary::of(values.to_vec());
-        assert_eq!(summary(&[3.0, 1.0, 2.0]), Some(Summary { median: 2.0, spread: 1.0 }));
+        let three = summary(&[3.0, 1.0, 2.0]).expect("values");
+        assert_eq!(
+            (three.median, three.lowest, three.highest, three.spread()),
+            (2.0, 1.0, 3.0, 1.0)
+        );
         assert_eq!(summary(&[4.0, 1.0, 3.0, 2.0]).map(|summary| summary.median), Some(2.5));
         assert_eq!(summary(&[]), None);
     }
@@ -143,18 +160,34 @@ mod tests {
     #[test]
     fn one_failure_fails_the_figure() {
         let results = Results(vec![
-            sample(1, Ok(vec![Some(1.0), Some(1.0)])),
-            sample(2, Err(anyhow!("a reply has wrong bytes"))),
+            sample(1, LOADS[0], measured(&[("per second", 1.0)], None)),
+            sample(2, LOADS[0], End::Failed("a reply has wrong bytes".into())),
         ]);
-        assert!(matches!(results.cell(Load::Idle, "HAProxy", 0), Cell::Failed));
-        assert_eq!(results.failures(), ["idle through HAProxy, round 2: a reply has wrong bytes"]);
+        assert!(matches!(results.cell(LOADS[0], "HAProxy", "per second"), Cell::Failed));
+        assert_eq!(results.failures(), ["get through HAProxy, round 2: a reply has wrong bytes"]);
     }
 
     #[test]
     fn what_has_no_value_is_neither_measured_nor_failed() {
-        let results = Results(vec![sample(1, Ok(vec![None, Some(3.0)]))]);
-        assert!(matches!(results.cell(Load::Idle, "HAProxy", 0), Cell::Nothing));
-        assert!(matches!(results.cell(Load::Idle, "HAProxy", 1), Cell::Measured(_)));
-        assert!(matches!(results.cell(Load::Upload, "HAProxy", 0), Cell::Nothing));
+        let results = Results(vec![sample(1, LOADS[0], measured(&[("p50 µs", 3.0)], None))]);
+        assert!(matches!(results.cell(LOADS[0], "HAProxy", "per second"), Cell::Nothing));
+        assert_eq!(results.median(LOADS[0], "HAProxy", "p50 µs"), Some(3.0));
+        assert!(matches!(results.cell(LOADS[1], "HAProxy", "p50 µs"), Cell::Nothing));
+        assert!(results.has(LOADS[0], "HAProxy") && !results.has(LOADS[1], "HAProxy"));
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let curve = |slow| Some(Latency::from_points(vec![(0.5, 10.0), (0.999, slow)]));
+        let results = Results(vec![
+            sample(1, LOADS[0], measured(&[("per second", 1.0)], curve(20.0))),
+            sample(2, LOADS[0], measured(&[("per second", 3.0)], curve(40.0))),
+            sample(1, LOADS[1], measured(&[("per second", 2.0)], None)),
+            sample(3, LOADS[0], End::Failed("no reply".into())),
+        ]);
+        let text = serde_json::to_string(&results).expect("write");
+        let read: Results = serde_json::from_str(&text).expect("read");
+        assert_eq!(read.failures(), results.failures());
+        assert_eq!(read.median(LOADS[1], "HAProxy", "per second"), Some(2.0));
     }
 }

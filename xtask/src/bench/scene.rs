@@ -1,76 +1,135 @@
 //! Where it is measured: a pod and an upstream, each on a CPU of its own, joined by a cable if the
 //! rights allow it.
 
-use std::net::SocketAddr;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use ambassador_tests::place::Place;
 use ambassador_tests::pod::{Pod, is_root};
 use ambassador_tests::process::Process;
+use ambassador_tests::server::postgres::Postgres;
 use ambassador_tests::server::redis::Redis;
 use anyhow::{Context, Result};
 
+use super::catalogue::{Load, Service};
 use super::cpu::{self, Cpus};
-use super::load::{Load, Outcome, Scale, Target};
-use super::subject::Subject;
+use super::load::{Outcome, Scale, Target, pgbench};
+use super::subject::{Order, Subject};
 use super::upstream::Upstream;
+
+/// Enough that a port has rested when it is used again.
+const PORTS: usize = 64;
+/// For what a load does not count itself.
+const CONNECTIONS: usize = 64;
 
 /// The two places and their CPUs.
 pub(crate) struct Scene {
     pod: Pod,
+    /// Where proxies can listen, and which of these is next.
+    ports: Vec<u16>,
+    next: AtomicUsize,
+    /// Serves all that ask for it, because it takes seconds to make.
+    postgres: Option<Postgres>,
     /// Where clients and proxies run, and where servers do.
-    pub(crate) cpus: Cpus,
+    cpus: Cpus,
     /// What a reader of the figures must know about this scene.
     pub(crate) notes: Vec<String>,
 }
 
 impl Scene {
-    /// Two network namespaces with root, the loopback without.
-    pub(crate) fn set() -> Result<Self> {
-        if is_root() {
-            return Self::of(Pod::new().context("make a pod and an upstream")?, Vec::new());
+    /// Two network namespaces with root, the loopback without; ready for these loads.
+    pub(crate) fn set(cpus: Cpus, loads: &[Load]) -> Result<Self> {
+        let routes = loads.iter().map(|load| load.routes).max().unwrap_or(1);
+        let mut scene = if is_root() {
+            let pod = Pod::new().context("make a pod and an upstream")?;
+            for place in [&pod.inside, &pod.upstream] {
+                place.enter(let_ports_be_used_again)?;
+            }
+            Self::of(pod, cpus, routes)?
+        } else {
+            Self::of(Pod::on_loopback(), cpus, routes)?
+        };
+        if !is_root() {
+            let note = "skipped: the cable between pod and upstream, for network namespaces need root; \
+                        all traffic stays on one loopback";
+            scene.notes.push(note.into());
         }
-        let note = "skipped: the cable between pod and upstream, for network namespaces need root; \
-                    all traffic stays on one loopback";
-        Self::of(Pod::on_loopback(), vec![note.into()])
+        if loads.iter().any(|load| load.service() == Service::Postgres) {
+            scene.postgres = Some(scene.at_upstream(|place| {
+                let postgres = Postgres::start(place)?;
+                pgbench::prepare(postgres.address)?;
+                Ok(postgres)
+            })?);
+        }
+        Ok(scene)
     }
 
     /// Everything on the loopback, which needs no rights.
     pub(crate) fn on_loopback() -> Result<Self> {
-        Self::of(Pod::on_loopback(), Vec::new())
+        Self::of(Pod::on_loopback(), Cpus::choose()?, 1)
     }
 
-    fn of(pod: Pod, mut notes: Vec<String>) -> Result<Self> {
-        let cpus = Cpus::choose()?;
+    fn of(pod: Pod, cpus: Cpus, routes: usize) -> Result<Self> {
+        let mut notes = Vec::new();
         if cpus.pod == cpus.upstream {
             notes.push("there is only one CPU: the upstream takes its time from the pod".into());
         }
-        Ok(Self { pod, cpus, notes })
+        let ports = (0..PORTS.max(routes + 1)).map(|_| pod.inside.port()).collect::<Result<_>>()?;
+        Ok(Self { pod, ports, next: AtomicUsize::new(0), postgres: None, cpus, notes })
     }
 
     /// Runs one load through one subject. Both are started for it and end with it, so that nothing
     /// carries over from one measurement to the next.
     pub(crate) fn measure(&self, subject: &Subject, load: Load, scale: Scale) -> Result<Outcome> {
-        if load.wants_redis() {
-            let redis = self.at_upstream(Redis::start)?;
-            self.through(subject, redis.address, |target| load.run(target, scale))
-        } else {
-            let upstream = self.at_upstream(|place| Upstream::start(place.ipv4.into()))?;
-            self.through(subject, upstream.address(), |target| load.run(target, scale))
+        let run = |upstream| {
+            let order = self.order(load.routes, upstream, load.connections());
+            self.through(subject, order, |target| load.run(&target, scale))
+        };
+        match load.service() {
+            Service::BuiltIn => run(self.built_in()?.address()),
+            Service::Redis => run(self.at_upstream(Redis::start)?.address),
+            Service::Postgres => run(self.postgres.as_ref().context("find PostgreSQL")?.address),
         }
+    }
+
+    /// The built-in upstream, started.
+    pub(crate) fn built_in(&self) -> Result<Upstream> {
+        self.at_upstream(|place| Upstream::start(place.ipv4.into()))
+    }
+
+    /// What a proxy is to do here for one route and a few connections.
+    pub(crate) fn one_route(&self, upstream: SocketAddr) -> Order {
+        self.order(1, upstream, CONNECTIONS)
+    }
+
+    fn order(&self, routes: usize, upstream: SocketAddr, connections: usize) -> Order {
+        let wanted = routes + 1;
+        let first = self.next.fetch_add(wanted, Ordering::Relaxed) % self.ports.len();
+        let ports = self.ports.iter().cycle().skip(first).take(wanted);
+        let mut listen: Vec<_> =
+            ports.map(|&port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
+        let admin = listen.pop().expect("one more than there are routes");
+        Order { listen, upstream, admin, connections }
     }
 
     /// Does something that a client does, through one subject, at the pod.
     pub(crate) fn through<T: Send>(
         &self,
         subject: &Subject,
-        upstream: SocketAddr,
+        order: Order,
         act: impl FnOnce(Target) -> Result<T> + Send,
     ) -> Result<T> {
-        at(&self.pod.inside, self.cpus.pod, |place| {
-            let mut way = subject.start(place, upstream)?;
-            let proxy = way.proxy.as_ref().map(Process::id);
-            let done = act(Target { address: way.address, proxy, cpus: self.cpus });
+        at(&self.pod.inside, self.cpus.pod, |_| {
+            let mut way = subject.start(order)?;
+            let target = Target {
+                addresses: way.addresses.clone(),
+                proxy: way.proxy.as_ref().map(Process::id),
+                started: way.started,
+                cpus: self.cpus,
+            };
+            let done = act(target);
             if let Some(proxy) = &mut way.proxy {
                 proxy.still_runs()?;
             }
@@ -79,12 +138,15 @@ impl Scene {
     }
 
     /// Does something where the upstream is.
-    pub(crate) fn at_upstream<T: Send>(
-        &self,
-        act: impl FnOnce(&Place) -> Result<T> + Send,
-    ) -> Result<T> {
+    fn at_upstream<T: Send>(&self, act: impl FnOnce(&Place) -> Result<T> + Send) -> Result<T> {
         at(&self.pod.upstream, self.cpus.upstream, act)
     }
+}
+
+/// A namespace has some 30,000 ports for its clients, and closed connections keep theirs for a minute:
+/// connections that come and go quickly would run out of them.
+fn let_ports_be_used_again() -> Result<()> {
+    fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").context("let ports be used again")
 }
 
 /// Does something on a thread in that place and on that CPU; threads and processes that it starts

@@ -1,20 +1,30 @@
 //! The subjects: the ways through that are compared, each started the same way for each load.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+pub(crate) mod peer;
+
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ambassador_tests::cgroup;
+use ambassador_tests::http;
 use ambassador_tests::place::Place;
 use ambassador_tests::process::Process;
 use ambassador_tests::wait::{SOON, until};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+
+use super::catalogue::Load;
+use super::family;
+use peer::Peer;
 
 /// Tiers that act on the clients' sockets, which must be in the cgroup that they are attached to.
 pub(crate) const KERNEL_TIERS: [&str; 2] = ["direct", "sockmap"];
+
+/// How long to wait before asking again whether a proxy is ready: that long a start may seem too long.
+const GLANCE: Duration = Duration::from_micros(200);
 
 /// One way from a client to the upstream.
 pub(crate) enum Subject {
@@ -27,31 +37,35 @@ pub(crate) enum Subject {
         /// The tier.
         tier: String,
     },
-    /// HAProxy, which can move bulk by splice(2) as well.
-    Haproxy {
-        /// The program.
+    /// Another proxy.
+    Peer {
+        /// Which.
+        peer: Peer,
+        /// Its program.
         program: PathBuf,
-        /// When it does.
-        splice: Splice,
     },
-    /// nginx's stream module.
-    Nginx(PathBuf),
 }
 
-/// When HAProxy moves bytes by splice(2).
-pub(crate) enum Splice {
-    /// When it takes a stream for a fast one.
-    Auto,
-    /// Whenever it can.
-    Always,
+/// What a proxy is to carry.
+pub(crate) struct Order {
+    /// Where it listens: a route each.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Where all of its routes lead.
+    pub(crate) upstream: SocketAddr,
+    /// Where it may listen for other purposes.
+    pub(crate) admin: SocketAddr,
+    /// For how many connections at once it must have room.
+    pub(crate) connections: usize,
 }
 
 /// A subject that is running: where clients connect, and the process if there is one.
 pub(crate) struct Way {
     /// What clients connect to.
-    pub(crate) address: SocketAddr,
+    pub(crate) addresses: Vec<SocketAddr>,
     /// The proxy.
     pub(crate) proxy: Option<Process>,
+    /// When it was started.
+    pub(crate) started: Instant,
     /// Where its configuration lies while it runs.
     _directory: TempDir,
 }
@@ -62,100 +76,79 @@ impl Subject {
         match self {
             Self::NoProxy => "no proxy".into(),
             Self::Ambassador { tier, .. } => format!("ambassador {tier}"),
-            Self::Haproxy { splice: Splice::Auto, .. } => "HAProxy".into(),
-            Self::Haproxy { splice: Splice::Always, .. } => "HAProxy splice".into(),
-            Self::Nginx(_) => "nginx stream".into(),
+            Self::Peer { peer, .. } => peer.title().into(),
         }
     }
 
-    /// Starts it in `place`, where the caller must be, and waits until it accepts connections.
-    pub(crate) fn start(&self, place: &Place, upstream: SocketAddr) -> Result<Way> {
-        let directory = tempfile::tempdir().context("create a directory for a proxy")?;
-        if let Self::NoProxy = self {
-            return Ok(Way { address: upstream, proxy: None, _directory: directory });
-        }
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, place.port()?));
-        let mut command = self.command(address, upstream, directory.path())?;
-        let mut proxy = Process::start(&mut command)?;
-        until(&format!("{} accepts connections", self.name()), SOON, || {
-            proxy.still_runs()?;
-            Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok())
-        })?;
-        Ok(Way { address, proxy: Some(proxy), _directory: directory })
-    }
-
-    fn command(&self, listen: SocketAddr, upstream: SocketAddr, home: &Path) -> Result<Command> {
+    /// Whether it can carry a load at all.
+    pub(crate) fn carries(&self, load: Load) -> bool {
         match self {
-            Self::NoProxy => unreachable!("without a proxy there is nothing to start"),
+            Self::NoProxy | Self::Ambassador { .. } => true,
+            Self::Peer { peer, .. } => peer.carries(load),
+        }
+    }
+
+    /// Starts it on the caller's CPU and in its namespace, and waits until it is in full service.
+    pub(crate) fn start(&self, order: Order) -> Result<Way> {
+        let directory = tempfile::tempdir().context("create a directory for a proxy")?;
+        let Some(mut command) = self.command(&order, directory.path())? else {
+            let (addresses, started) = (vec![order.upstream], Instant::now());
+            return Ok(Way { addresses, proxy: None, started, _directory: directory });
+        };
+        let started = Instant::now();
+        let mut proxy = Process::start(&mut command)?;
+        while !self.is_ready(&order) {
+            proxy.still_runs()?;
+            ensure!(started.elapsed() < SOON, "{} is ready: not within {SOON:?}", self.name());
+            thread::sleep(GLANCE);
+        }
+        Ok(Way { addresses: order.listen, proxy: Some(proxy), started, _directory: directory })
+    }
+
+    /// The others serve what they accept. The ambassador does too, but what it accepts before the kernel
+    /// tiers are in force would go another way, so it is held to what it says.
+    fn is_ready(&self, order: &Order) -> bool {
+        match self {
+            Self::Ambassador { .. } => http::get(&Place::here(), order.admin, "/readyz")
+                .is_ok_and(|answer| answer.status == 200),
+            Self::NoProxy | Self::Peer { .. } => {
+                order.listen.last().is_some_and(|last| TcpStream::connect(last).is_ok())
+            }
+        }
+    }
+
+    /// What starts it, unless there is nothing to start.
+    fn command(&self, order: &Order, home: &Path) -> Result<Option<Command>> {
+        match self {
+            Self::NoProxy => Ok(None),
             Self::Ambassador { binary, tier } => {
                 let mut command = Command::new(binary);
-                command.args(["run", "--route", &format!("{listen}={upstream}")]);
+                command.arg("run");
+                for listen in &order.listen {
+                    command.args(["--route", &format!("{listen}={}", order.upstream)]);
+                }
                 command.args(["--tier", tier, "--require", tier]);
-                command.args(["--admin-http", "off", "--control", "off", "--log-level", "warn"]);
+                command.args(["--admin-http", &order.admin.to_string(), "--control", "off"]);
+                command.args(["--log-level", "warn"]);
                 if KERNEL_TIERS.contains(&tier.as_str()) {
                     command.arg("--cgroup").arg(cgroup::of_this_process()?);
                 }
-                Ok(command)
+                Ok(Some(command))
             }
-            Self::Haproxy { program, splice } => {
-                let config = home.join("haproxy.cfg");
-                fs::write(&config, haproxy_config(listen, upstream, splice))
-                    .context("write HAProxy's configuration")?;
-                let mut command = Command::new(program);
-                command.args(["-db", "-q", "-f"]).arg(config);
-                Ok(command)
-            }
-            Self::Nginx(program) => {
-                let config = home.join("nginx.conf");
-                fs::write(&config, nginx_config(listen, upstream, home))
-                    .context("write nginx's configuration")?;
-                let mut command = Command::new(program);
-                command.args(["-e", "stderr", "-p"]).arg(home).arg("-c").arg(config);
-                Ok(command)
-            }
+            Self::Peer { peer, program } => peer.command(program, order, home).map(Some),
         }
     }
 }
 
-/// Threads as HAProxy chooses them; no logging; connections as many as the loads need, because it
-/// wants descriptors for all of them when it starts.
-fn haproxy_config(listen: SocketAddr, upstream: SocketAddr, splice: &Splice) -> String {
-    let options = match splice {
-        Splice::Auto => "option splice-auto",
-        Splice::Always => "option splice-request\n    option splice-response",
-    };
-    format!(
-        "global
-    maxconn 1500
-defaults
-    mode tcp
-    {options}
-    timeout connect 5s
-    timeout client 1h
-    timeout server 1h
-listen bench
-    bind {listen}
-    server upstream {upstream}
-"
-    )
-}
-
-/// One process, so that its time and memory can be read where they are spent; no access log.
-fn nginx_config(listen: SocketAddr, upstream: SocketAddr, home: &Path) -> String {
-    let home = home.display();
-    format!(
-        "daemon off;
-master_process off;
-pid {home}/pid;
-error_log stderr crit;
-load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-events {{ worker_connections 4096; }}
-stream {{
-    server {{
-        listen {listen};
-        proxy_pass {upstream};
-    }}
-}}
-"
-    )
+impl Drop for Way {
+    /// One that forks must see its children end before it is killed, or their CPU time is lost.
+    fn drop(&mut self) {
+        let Some(proxy) = &self.proxy else { return };
+        let alone = until("the end of a proxy's children", SOON, || {
+            Ok((family::of(proxy.id()).len() == 1).then_some(()))
+        });
+        if let Err(error) = alone {
+            eprintln!("xtask: {error:#}");
+        }
+    }
 }

@@ -1,42 +1,44 @@
 //! New connections: connect, one round trip, close.
 
-use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::round_trips::round_trip;
+use super::{Served, Target};
+use crate::bench::latency::Latency;
 
 /// Enough that a CPU always has something to do while a client waits for its reply.
 const CLIENTS: usize = 8;
 
-/// How many connections there were, and in what time.
-pub(crate) struct Connections {
-    /// How many came and went.
-    pub(crate) count: usize,
-    /// How long that took.
-    pub(crate) took: Duration,
-}
-
 /// Opens, uses and closes connections for `time`.
-pub(crate) fn run(address: SocketAddr, time: Duration) -> Result<Connections> {
+pub(crate) fn run(target: &Target, time: Duration) -> Result<Served> {
+    let meter = target.meter()?;
     let start = Instant::now();
-    let client = || -> Result<usize> {
-        let mut count = 0;
-        while start.elapsed() < time {
-            round_trip(&mut super::connect(address)?, count as u64)?;
-            count += 1;
+    let client = |number: usize| -> Result<Vec<Duration>> {
+        let mut took = Vec::new();
+        let mut last = start;
+        while last - start < time {
+            round_trip(&mut super::connect(target.address(number))?, took.len() as u64)?;
+            let now = Instant::now();
+            took.push(now - last);
+            last = now;
         }
-        Ok(count)
+        Ok(took)
     };
-    let counts = thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+    let took = thread::scope(|scope| {
+        let client = &client;
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|number| scope.spawn(move || client(number))).collect();
         clients
             .into_iter()
             .map(|client| client.join().expect("a client does not panic"))
-            .collect::<Result<Vec<usize>>>()
+            .collect::<Result<Vec<_>>>()
     })
-    .context("open, use and close connections")?;
-    Ok(Connections { count: counts.iter().sum(), took: start.elapsed() })
+    .context("open, use and close connections")?
+    .concat();
+    let per_second = took.len() as f64 / start.elapsed().as_secs_f64();
+    let count = took.len() as u64;
+    Ok(Served { count, per_second, latency: Latency::of(took), spent: meter.read()? })
 }

@@ -7,28 +7,25 @@ use std::time::Duration;
 use ambassador_tests::process;
 use anyhow::{Context, Result};
 
+use super::{Served, Target};
+use crate::bench::latency::Latency;
+
 /// Far more than the requests take when none is lost.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What redis-benchmark says.
-pub(crate) struct Done {
-    /// Requests in a second.
-    pub(crate) per_second: f64,
-    /// Half of the replies took at most so many milliseconds.
-    pub(crate) p50: f64,
-    /// All but one in a hundred took at most so many milliseconds.
-    pub(crate) p99: f64,
-}
-
 /// Sends GET requests on 50 connections, `pipeline` at a time on each. A reply that never comes
 /// keeps the benchmark from ending, which is an error.
-pub(crate) fn run(address: SocketAddr, requests: u64, pipeline: u32) -> Result<Done> {
+pub(crate) fn run(target: &Target, requests: u64, pipeline: u32) -> Result<Served> {
+    let address = target.address(0);
     // GET asks for the key that SET has set.
     benchmark(address, ["-t", "set", "-n", "1", "-c", "1"])?;
-    let (requests, pipeline) = (requests.to_string(), pipeline.to_string());
-    let csv =
-        benchmark(address, ["-t", "get", "-n", &requests, "-c", "50", "-P", &pipeline, "--csv"])?;
-    read(&csv).with_context(|| format!("read the result of redis-benchmark: {csv}"))
+    let (number, pipeline) = (requests.to_string(), pipeline.to_string());
+    let meter = target.meter()?;
+    let said = benchmark(address, ["-t", "get", "-n", &number, "-c", "50", "-P", &pipeline])?;
+    let spent = meter.read()?;
+    let (per_second, latency) =
+        read(&said).with_context(|| format!("read the result of redis-benchmark: {said}"))?;
+    Ok(Served { count: requests, per_second, latency, spent })
 }
 
 fn benchmark<'a>(
@@ -40,19 +37,25 @@ fn benchmark<'a>(
     process::run(command.args(arguments), DEADLINE)
 }
 
-/// The line after the headings, by the names of the columns.
-fn read(csv: &str) -> Option<Done> {
-    let cells = |line: &str| -> Vec<String> {
-        line.split(',').map(|cell| cell.trim_matches('"').to_owned()).collect()
+/// Requests a second, and the lines of the form `99.902% <= 5.719 milliseconds (...)`. Those skip
+/// p99, which the summary has.
+fn read(said: &str) -> Option<(f64, Latency)> {
+    let summary = said.split_once("throughput summary:")?.1;
+    let per_second = summary.split_whitespace().next()?.parse().ok()?;
+    let names_and_values: Vec<_> =
+        summary.lines().skip_while(|line| !line.contains("p99")).take(2).collect();
+    let [names, values] = names_and_values[..] else { return None };
+    let column = names.split_whitespace().position(|name| name == "p99")?;
+    let p99: f64 = values.split_whitespace().nth(column)?.parse().ok()?;
+
+    let section = said.split_once("percentile distribution:")?.1.split_once("Cumulative")?.0;
+    let point = |line: &str| -> Option<(f64, f64)> {
+        let (percent, rest) = line.trim().split_once("% <= ")?;
+        let milliseconds: f64 = rest.split(' ').next()?.parse().ok()?;
+        Some((percent.parse::<f64>().ok()? / 100.0, milliseconds * 1e3))
     };
-    let mut lines = csv.lines().skip_while(|line| !line.starts_with("\"test\""));
-    let (names, values) = (cells(lines.next()?), cells(lines.next()?));
-    let column = |name| values.get(names.iter().position(|known| known == name)?)?.parse().ok();
-    Some(Done {
-        per_second: column("rps")?,
-        p50: column("p50_latency_ms")?,
-        p99: column("p99_latency_ms")?,
-    })
+    let points = section.lines().filter_map(point).chain([(0.99, p99 * 1e3)]).collect();
+    Some((per_second, Latency::from_points(points)))
 }
 
 #[cfg(test)]
@@ -60,11 +63,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_found_by_name() {
-        let csv = "WARNING: no config\n\"test\",\"rps\",\"p99_latency_ms\",\"p50_latency_ms\"\n\
-                   \"GET\",\"61349.69\",\"0.8\",\"0.4\"\n";
-        let done = read(csv).expect("a whole result");
-        assert_eq!((done.per_second, done.p50, done.p99), (61349.69, 0.4, 0.8));
-        assert!(read("\"test\",\"rps\"\n").is_none());
+    fn what_the_benchmark_says_is_understood() {
+        let said = "GET: rps=0.0 (overall: 50176.2)\r====== GET ======\n  50 parallel clients\n\n\
+                    Latency by percentile distribution:\n0.000% <= 0.159 milliseconds (cumulative count 1)\n\
+                    50.000% <= 0.599 milliseconds (cumulative count 10004)\n\
+                    99.902% <= 5.719 milliseconds (cumulative count 19981)\n\n\
+                    Cumulative distribution of latencies:\n99.910% <= 9.103 milliseconds (cumulative count 2)\n\n\
+                    Summary:\n  throughput summary: 50251.26 requests per second\n  latency summary (msec):\n\
+                    \x20         avg       min       p50       p95       p99       max\n\
+                    \x20       0.659     0.152     0.599     1.071     2.063     5.975\n";
+        let (per_second, latency) = read(said).expect("a whole result");
+        assert_eq!(per_second, 50251.26);
+        assert_eq!(
+            [0.5, 0.99, 0.999].map(|part| latency.at(part)),
+            [599.0, 2063.0, 5719.0].map(Some)
+        );
+        assert!(read("====== GET ======\n").is_none());
     }
 }

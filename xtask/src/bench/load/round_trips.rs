@@ -1,56 +1,124 @@
-//! 64 bytes there and back on one connection: what a proxy adds to each request.
+//! Messages there and back, one at a time on each of many connections: what a proxy adds to a request.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
+use super::{STALL, Served, Target};
+use crate::bench::latency::Latency;
+use crate::bench::pattern;
 use crate::bench::upstream::ECHO;
 
 /// What a small request is made of.
 const MESSAGE: usize = 64;
 /// Round trips that are not timed: the first ones find cold caches.
-const WARM_UP: u64 = 100;
+const WARM_UP: usize = 100;
+/// So many replies are taken at a time.
+const EVENTS: usize = 64;
 
-/// What came out.
-pub(crate) struct RoundTrips {
-    /// How many were done, with those that were not timed.
-    pub(crate) count: u64,
-    /// How many there were in a second.
-    pub(crate) per_second: f64,
-    /// Half of them took at most so long.
-    pub(crate) p50: Duration,
-    /// All but one in a hundred took at most so long.
-    pub(crate) p99: Duration,
-}
-
-/// Does round trips on one connection for `time`, checking each reply.
-pub(crate) fn run(address: SocketAddr, time: Duration) -> Result<RoundTrips> {
-    let mut stream = super::connect(address)?;
-    for number in 0..WARM_UP {
-        round_trip(&mut stream, number)?;
+/// Does round trips of `size` bytes for `time`, checking each reply. One thread serves all the
+/// connections, as an app with an event loop does.
+pub(crate) fn run(
+    target: &Target,
+    connections: usize,
+    size: usize,
+    time: Duration,
+) -> Result<Served> {
+    let epoll = epoll::create(CreateFlags::CLOEXEC).context("create an epoll set")?;
+    let mut conversations = Vec::with_capacity(connections);
+    for number in 0..connections {
+        let mut stream =
+            super::connect(target.address(number * target.addresses.len() / connections))?;
+        round_trip(&mut stream, number as u64)?;
+        epoll::add(&epoll, &stream, EventData::new_u64(number as u64), EventFlags::IN)
+            .context("watch a connection")?;
+        conversations.push(Conversation::new(stream, number as u64, size));
+    }
+    for conversation in &mut conversations {
+        conversation.ask()?;
     }
 
+    let mut cold = WARM_UP.max(2 * connections);
+    let mut clock = None;
     let mut took = Vec::with_capacity(1 << 18);
-    let start = Instant::now();
-    let mut last = start;
-    while last - start < time {
-        round_trip(&mut stream, took.len() as u64)?;
-        let now = Instant::now();
-        took.push(now - last);
-        last = now;
+    let mut unanswered = connections;
+    let mut now = Instant::now();
+    let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; EVENTS];
+    let patience = Timespec::try_from(STALL).context("turn a duration into a timespec")?;
+    while unanswered > 0 {
+        let ready = rustix::io::retry_on_intr(|| epoll::wait(&epoll, &mut events, Some(&patience)))
+            .context("wait for replies")?;
+        ensure!(ready > 0, "no reply on {unanswered} of {connections} connections in {STALL:?}");
+        for event in &events[..ready] {
+            let conversation = &mut conversations[event.data.u64() as usize];
+            if !conversation.hear()? {
+                continue;
+            }
+            now = Instant::now();
+            match &clock {
+                Some(_) => took.push(now - conversation.asked),
+                None if cold > 1 => cold -= 1,
+                None => clock = Some((now, target.meter()?)),
+            }
+            // Every request that was made is answered before the end, or the load fails.
+            if clock.as_ref().is_some_and(|(start, _)| now - *start >= time) {
+                unanswered -= 1;
+            } else {
+                conversation.ask()?;
+            }
+        }
     }
-    took.sort_unstable();
-    Ok(RoundTrips {
-        count: took.len() as u64 + WARM_UP,
-        per_second: took.len() as f64 / (last - start).as_secs_f64(),
-        p50: took[took.len() / 2],
-        p99: took[took.len() * 99 / 100],
-    })
+    let (start, meter) = clock.context("time the round trips")?;
+    let count = took.len() as u64;
+    let per_second = count as f64 / (now - start).as_secs_f64();
+    Ok(Served { count, per_second, latency: Latency::of(took), spent: meter.read()? })
 }
 
-/// One message there and back; `number` makes it unlike the one before.
+/// One connection, whose messages one after the other are a stretch of the pattern.
+struct Conversation {
+    stream: TcpStream,
+    /// Where in the pattern the message under way begins.
+    position: u64,
+    /// How much of its echo has come.
+    heard: usize,
+    asked: Instant,
+    buffer: Vec<u8>,
+}
+
+impl Conversation {
+    /// Each begins at another place, so that a reply on the wrong connection is wrong.
+    fn new(stream: TcpStream, number: u64, size: usize) -> Self {
+        let position = number * 7919;
+        Self { stream, position, heard: 0, asked: Instant::now(), buffer: vec![0; size] }
+    }
+
+    fn ask(&mut self) -> Result<()> {
+        self.asked = Instant::now();
+        let message = pattern::at(self.position, self.buffer.len());
+        self.stream.write_all(message).context("send a request")
+    }
+
+    /// Reads what has come. Whether the reply is complete.
+    fn hear(&mut self) -> Result<bool> {
+        let got = self.stream.read(&mut self.buffer[self.heard..]).context("receive a reply")?;
+        ensure!(got > 0, "the connection was closed before a reply");
+        self.heard += got;
+        if self.heard < self.buffer.len() {
+            return Ok(false);
+        }
+        let wrong = pattern::first_wrong(self.position, &self.buffer);
+        ensure!(wrong.is_none(), "a reply has wrong bytes");
+        self.position += self.buffer.len() as u64;
+        self.heard = 0;
+        Ok(true)
+    }
+}
+
+/// One small message there and back; `number` makes it unlike the one before.
 pub(super) fn round_trip(stream: &mut TcpStream, number: u64) -> Result<()> {
     let mut sent = [ECHO; MESSAGE];
     sent[MESSAGE - 8..].copy_from_slice(&number.to_le_bytes());

@@ -1,38 +1,77 @@
-//! One connection, one way, as fast as it goes; every byte is checked where it arrives.
+//! Bulk, one way, as fast as it goes; every byte is checked where it arrives.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::Target;
+use crate::bench::cpu::Spent;
 use crate::bench::upstream::{self, DOWNLOAD, UPLOAD};
 
-/// Sends `bytes` and returns how long that took, up to the answer that they have all arrived.
-pub(crate) fn upload(address: SocketAddr, bytes: u64) -> Result<Duration> {
+/// Which way bytes go, as the client sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// To the upstream.
+    Up,
+    /// From the upstream.
+    Down,
+}
+
+/// What a transfer took.
+pub(crate) struct Moved {
+    /// From before the first connection until the last byte is known to be right.
+    pub(crate) took: Duration,
+    /// What it cost.
+    pub(crate) spent: Spent,
+}
+
+/// Moves `bytes`, divided among `streams` connections that each have a thread.
+pub(crate) fn run(
+    target: &Target,
+    direction: Direction,
+    bytes: u64,
+    streams: u16,
+) -> Result<Moved> {
+    let one = match direction {
+        Direction::Up => upload,
+        Direction::Down => download,
+    };
+    let meter = target.meter()?;
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let moves = |stream| {
+            let address = target.address(usize::from(stream));
+            scope.spawn(move || one(address, bytes / u64::from(streams)))
+        };
+        let streams: Vec<_> = (0..streams).map(moves).collect();
+        streams.into_iter().try_for_each(|stream| stream.join().expect("a client does not panic"))
+    })?;
+    Ok(Moved { took: start.elapsed(), spent: meter.read()? })
+}
+
+/// Sends `bytes`, and waits for the answer that they have all arrived.
+fn upload(address: SocketAddr, bytes: u64) -> Result<()> {
     let mut stream = super::connect(address)?;
     stream.write_all(&request(UPLOAD, bytes)).context("announce an upload")?;
     stream.read_exact(&mut [0]).context("wait for the start of an upload")?;
-
-    let start = Instant::now();
     upstream::pour(&mut stream, bytes).context("send an upload")?;
     let mut right = [0; 8];
     stream.read_exact(&mut right).context("receive the answer to an upload")?;
-    let took = start.elapsed();
-
     let right = u64::from_le_bytes(right);
     ensure!(right == bytes, "byte {right} of the upload arrived wrong");
-    Ok(took)
+    Ok(())
 }
 
-/// Fetches `bytes` and returns how long that took.
-pub(crate) fn download(address: SocketAddr, bytes: u64) -> Result<Duration> {
+/// Fetches `bytes`.
+fn download(address: SocketAddr, bytes: u64) -> Result<()> {
     let mut stream = super::connect(address)?;
-    let start = Instant::now();
     stream.write_all(&request(DOWNLOAD, bytes)).context("ask for a download")?;
     let right = upstream::swallow(&mut stream, bytes).context("receive a download")?;
     ensure!(right == bytes, "byte {right} of the download arrived wrong");
-    Ok(start.elapsed())
+    Ok(())
 }
 
 fn request(what: u8, length: u64) -> [u8; 9] {
