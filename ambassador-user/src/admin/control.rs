@@ -72,18 +72,26 @@ pub async fn serve(listener: Listener, handler: Handler) {
 
 impl Handler {
     async fn converse(&self, mut socket: Socket) -> Result<()> {
-        let answer = match timeout(REQUEST_TIME, read(&mut socket)).await {
-            Ok(Ok(request)) => self.act(request).await,
-            Ok(Err(error)) => Err(error),
-            Err(_elapsed) => bail!("no request within {} s", REQUEST_TIME.as_secs()),
+        let Ok(request) = timeout(REQUEST_TIME, read(&mut socket)).await else {
+            bail!("no request within {} s", REQUEST_TIME.as_secs())
         };
-        let answer = match answer {
+        let order = request.as_ref().ok().and_then(Request::order);
+        let done = match request {
+            Ok(request) => self.act(request).await,
+            Err(error) => Err(error),
+        };
+        let answer = match done {
             Ok(done) => Answer::Done(done),
             Err(error) => Answer::Refused(format!("{error:#}")),
         };
         let mut line = serde_json::to_vec(&answer).context("write the answer as JSON")?;
         line.push(b'\n');
-        socket.write_all(&line).await.context("send the answer")
+        let answered = socket.write_all(&line).await.context("send the answer");
+        // Whether or not anybody hears the answer, and not before it: the process may end at once.
+        if let Some(order) = order {
+            self.orders.try_send(order).context("it is ending already")?;
+        }
+        answered
     }
 
     async fn act(&self, request: Request) -> Result<Value> {
@@ -92,8 +100,8 @@ impl Handler {
             Request::Connections {} => {
                 Ok(serde_json::to_value(status::connections(&self.service).await)?)
             }
-            Request::Drain {} => self.order(Order::Drain),
-            Request::Shutdown {} => self.order(Order::Shutdown),
+            // Obeyed once that is answered.
+            Request::Drain {} | Request::Shutdown {} => Ok(Value::Null),
             Request::LogLevel { level } => {
                 info!(%level, "log level changes");
                 self.log_level.set(&level)?;
@@ -105,10 +113,16 @@ impl Handler {
             }
         }
     }
+}
 
-    fn order(&self, order: Order) -> Result<Value> {
-        self.orders.try_send(order).context("it is ending already")?;
-        Ok(Value::Null)
+impl Request {
+    /// What it asks the process to do with itself.
+    fn order(&self) -> Option<Order> {
+        match self {
+            Self::Drain {} => Some(Order::Drain),
+            Self::Shutdown {} => Some(Order::Shutdown),
+            _ => None,
+        }
     }
 }
 
