@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -96,8 +96,11 @@ async fn transfer(
     traffic: &Traffic,
 ) -> Result<(), Broken> {
     let beside = Beside::new(&traffic.shortcut, prospect);
-    let mut up = Way::Open(Direction::new(client, upstream, pipes, &traffic.relayed_up, beside));
-    let mut down = Way::Open(Direction::new(upstream, client, pipes, &traffic.relayed_down, None));
+    let mut up = Direction::new(client, upstream, pipes, &traffic.relayed_up);
+    up.beside = beside;
+    let mut down = Direction::new(upstream, client, pipes, &traffic.relayed_down);
+    down.against = Some(&traffic.shortcut);
+    let (mut up, mut down) = (Way::Open(up), Way::Open(down));
     let mut client_failure = pin!(client.failed());
     let mut upstream_failure = pin!(upstream.failed());
     let (mut client_failed, mut upstream_failed) = (false, false);
@@ -171,6 +174,8 @@ struct Direction<'a> {
     pipes: Option<&'a Arc<PipePool>>,
     moved: &'a AtomicU64,
     beside: Option<Beside<'a>>,
+    /// The shortcut of the other direction, through which its receiver writes to its sender.
+    against: Option<&'a OnceLock<Arc<dyn Shortcut>>>,
 }
 
 /// What carries the bytes of a direction right now.
@@ -198,7 +203,6 @@ impl<'a> Direction<'a> {
         to: &'a Socket,
         pipes: Option<&'a Arc<PipePool>>,
         moved: &'a AtomicU64,
-        beside: Option<Beside<'a>>,
     ) -> Self {
         Self {
             from,
@@ -207,7 +211,8 @@ impl<'a> Direction<'a> {
             busyness: Busyness::Quiet { large_pulls: 0 },
             pipes,
             moved,
-            beside,
+            beside: None,
+            against: None,
         }
     }
 
@@ -264,7 +269,8 @@ impl<'a> Direction<'a> {
             };
             let pulled = pulled.map_err(End::Sender)?;
             if pulled.taken == 0 {
-                return Ok(Poll::Ready(()));
+                let reset = || End::Sender(io::ErrorKind::ConnectionReset.into());
+                return self.has_ended().then_some(Poll::Ready(())).ok_or_else(reset);
             }
             self.count(pulled.passed);
             if let Some(beside) = &mut self.beside {
@@ -273,6 +279,14 @@ impl<'a> Direction<'a> {
             self.busyness.after(pulled.taken);
             left = left.saturating_sub(pulled.taken.max(LEAST_COST));
         }
+    }
+
+    /// Whether what reads as an end is one. Of a reset the kernel tells once, and it may have told a client whose
+    /// write met it in the sender's socket; which need not even have heard of it, if a part was written before.
+    fn has_ended(&self) -> bool {
+        let shortcut = self.against.and_then(OnceLock::get);
+        shortcut
+            .is_none_or(|it| it.has_ended(self.from.as_fd(), self.moved.load(Ordering::Relaxed)))
     }
 
     /// Only called with nothing held, so that changing carriers cannot reorder bytes.

@@ -44,6 +44,7 @@ macro_rules! tier {
 
 mod lowered;
 mod prospect;
+mod reset;
 mod tier;
 mod zerocopy;
 

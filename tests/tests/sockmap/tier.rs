@@ -114,7 +114,12 @@ impl Tier {
         let upstream_side = Socket::new(ours, Family::Tcp)?;
         drop(entered);
         let relay = self.runtime.spawn(async move {
-            relay(&client_side, &upstream_side, None, None, &relayed, None).await
+            let ended = relay(&client_side, &upstream_side, None, None, &relayed, None).await;
+            if ended.is_err() {
+                client_side.reset();
+                upstream_side.reset();
+            }
+            ended
         });
         let (client, relay) = (Peer::of(client)?, Mutex::new(Some(relay)));
         Ok(Connection { client, server, traffic, upstream: shared, relay, tier: self })

@@ -134,11 +134,18 @@ impl End {
             peer.socket().set_recv_buffer_size(NARROW).context("narrow what can be heard")?;
             peer.socket().set_send_buffer_size(NARROW).context("narrow what can be said")?;
         }
-        let done = match self.by_events {
+        let mut done = match self.by_events {
             true => vec![self.take_part_by_events(&peer)],
             false => self.take_part_by_threads(&peer),
         };
         if close == Close::IsReset {
+            // A redirected write meets the reset in the upstream's socket, which may have told the relay of it by
+            // then, and is told that there is nothing any more. The client's own socket is reset in a moment.
+            if let [Err(error)] = &done[..]
+                && error.kind() == ErrorKind::BrokenPipe
+            {
+                done.push(Err(peer.notice_failure()?));
+            }
             // One of the two is told of the reset, the other that there is nothing any more.
             let mut kinds = done.iter().filter_map(|it| it.as_ref().err().map(io::Error::kind));
             let broken =

@@ -173,6 +173,11 @@ impl Shortcut for Flow {
         true
     }
 
+    fn has_ended(&self, upstream: BorrowedFd<'_>, read: u64) -> bool {
+        // The kernel counts sequence numbers, of which the FIN takes one (net/ipv4/tcp_input.c: `tcp_rcv_nxt_update`).
+        tcp_info(upstream).is_ok_and(|info| info.tcpi_bytes_received > read)
+    }
+
     fn forwarded(&self, bytes: u64) {
         self.order(offset_of!(Orders, forwarded)).store(bytes, Ordering::Release);
     }
@@ -238,6 +243,10 @@ fn accepted_exactly(upstream: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
 }
 
 fn acknowledged(upstream: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(tcp_info(upstream)?.tcpi_bytes_acked)
+}
+
+fn tcp_info(upstream: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     // SAFETY: integers only, for which zeros are values.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of_val(&info) as libc::socklen_t;
@@ -254,7 +263,7 @@ fn acknowledged(upstream: BorrowedFd<'_>) -> io::Result<u64> {
     if failed != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(info.tcpi_bytes_acked)
+    Ok(info)
 }
 
 /// A tuple as it lies in shared memory.
