@@ -2,7 +2,7 @@
 //!
 //! - program: `sock_ops`, attached to a cgroup; stands beside `tracker` and the programs of others
 //! - kernel: 5.15 (`bpf_get_netns_cookie` here)
-//! - maps: `ENROL_LISTENERS`, `UPLINK_TAGS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`,
+//! - maps: `SETTINGS`, `ENROL_LISTENERS`, `UPLINK_TAGS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`,
 //!   `ALLOWANCE` (write)
 //! - byte order: as in `uplink`
 //! - on failure: a socket that is not enrolled stays as it is, and its bytes take the relay; an
@@ -13,12 +13,13 @@ use ambassador_ebpf::sockmap::{ANY_CLIENT, ListenerKey, place};
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG,
 };
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
 use crate::allowance;
 use crate::context::{event_socket, event_storage, event_tuple};
+use crate::maps::SETTINGS;
 use crate::maps::sockmap::{
     CLIENT_SOCKETS, ENROL_LISTENERS, ENROLLED, ORDERS, PROGRESS, UPLINK_TAGS,
 };
@@ -34,6 +35,8 @@ enum Miss {
     Event,
     /// Neither a client of a listener nor a socket of ours.
     Stranger,
+    /// The ambassador that listened there has ended, or is about to.
+    Stale,
     /// A client whose app would notice.
     Unfit,
     /// A map is full, or the kernel refused.
@@ -73,6 +76,11 @@ fn enrol_client(ctx: &SockOpsContext) -> Result<(), Miss> {
     };
     // SAFETY: the flags are copied at once; a listener's never change.
     let flags = unsafe { ENROL_LISTENERS.get(listener) }.copied().ok_or(Miss::Stranger)?;
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if SETTINGS.get(0).is_none_or(|settings| now >= settings.fresh_until) {
+        return Err(Miss::Stale);
+    }
     let socket = TcpSocket::of(event_socket(ctx)).ok_or(Miss::Stranger)?;
     if flags & ANY_CLIENT == 0 && !socket.is_fit() {
         return Err(Miss::Unfit);

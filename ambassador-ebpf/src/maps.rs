@@ -11,7 +11,7 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
 
-/// Written by user space; read by the connect hooks. Nobody deletes.
+/// Written by user space; read by the connect hooks and `enrol`. Nobody deletes.
 #[map]
 pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 

@@ -82,6 +82,10 @@ pub fn run(maps: &Maps, no_sockmap: Option<&str>, cgroup: &Path, extent: Extent)
     let _visit = if bench.redirects().is_ok() { None } else { Some(Visit::below(cgroup)?) };
     let direct = bench.try_all();
     drop(bench);
+    let (mut tables, ends) = Tables::new(&mut maps.duplicate()?)?;
+    tables.empty()?;
+    // Clients are enrolled while that holds.
+    tables.renew(Some(extent.time))?;
     let bench = match no_sockmap {
         Some(why) => Err(why.to_owned()),
         None => sockmap::Bench::new(&mut maps.duplicate()?, clock, extent.bytes)
@@ -89,8 +93,7 @@ pub fn run(maps: &Maps, no_sockmap: Option<&str>, cgroup: &Path, extent: Extent)
     };
     let sockmap = bench.as_ref().map(sockmap::Bench::try_all).map_err(String::clone);
     let counts_waiting_bytes = bench.is_ok_and(|it| it.counts_waiting_bytes().unwrap_or(false));
-    let (mut tables, ends) = Tables::new(&mut maps.duplicate()?)?;
-    tables.empty()?;
+    tables.close()?;
     // The ends of what was tried.
     ends.for_each(drop);
     Ok(Found { direct, sockmap, counts_waiting_bytes })

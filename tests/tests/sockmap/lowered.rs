@@ -1,6 +1,7 @@
 //! Routes that were carried by `sockmap` and are no more: by an order, or because another ambassador came.
 //! Their clients are to have ordinary sockets.
 
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use ambassador_tests::address::{Address, Family};
@@ -69,6 +70,22 @@ fn clients_of_a_killed_ambassador_s_listener_are_ordinary_for_the_next_one() -> 
     drop(scene.launch("sockmap")?.start()?);
     let _next = scene.launch("splice")?.start()?;
     scene.client_is_ordinary()
+}
+
+/// What a killed ambassador left in force ends with its tables.
+#[test]
+fn clients_of_whoever_took_a_dead_ambassador_s_port_are_ordinary_once_it_is_stale() -> Result<()> {
+    needs!(Sockmap);
+    let scene = Scene::new()?;
+    drop(scene.launch("sockmap")?.flag("--stale-after", "10s").start()?);
+    let other = scene.route.listen().context("take the port of an ambassador that was killed")?;
+    until_true("a client that is ordinary", || {
+        let client = scene.route.connect()?;
+        other.accept()?.say(b"reply")?;
+        // The bytes have come, whether or not they are counted.
+        client.socket().peek(&mut [MaybeUninit::uninit(); 5]).context("wait for the reply")?;
+        Ok(waiting(&client)? == 5)
+    })
 }
 
 /// A route, in a place with a bpffs of its own, to a server in the hands of the test.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use ambassador::config::InFlight;
 use ambassador::datapath::programs::{Links, Programs};
 use ambassador::datapath::sockmap::{Enrol, Sockmap};
+use ambassador::datapath::tables::Tables;
 use ambassador::proxy::relay::{Broken, Traffic, relay};
 use ambassador::proxy::shortcut::{Shortcut, Shortcuts};
 use ambassador::proxy::socket::{Family, Socket};
@@ -52,7 +53,9 @@ impl Tier {
         let cgroup = std::fs::File::open(cgroup::of_this_process()?).context("open the cgroup")?;
         let mut programs = Programs::load(1)?;
         let _links = programs.attach(cgroup)?;
-        let sockmap = Sockmap::new(&mut programs.maps(), limits)?;
+        let mut maps = programs.maps();
+        Tables::new(&mut maps.duplicate()?)?.0.renew(None)?;
+        let sockmap = Sockmap::new(&mut maps, limits)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("bind a listener")?;
         sockmap.enrol(listener.local_addr()?, clients)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
