@@ -1,8 +1,10 @@
 //! `cargo xtask bench`: the ambassador beside no proxy and other proxies, in one interleaved run.
 
 mod catalogue;
+mod chart;
 mod cpu;
 mod family;
+mod gallery;
 mod latency;
 mod limits;
 pub(crate) mod load;
@@ -10,16 +12,18 @@ mod machine;
 mod memory;
 mod pattern;
 mod progress;
+mod readme;
 mod report;
 mod results;
 pub(crate) mod scene;
 pub(crate) mod subject;
 pub(crate) mod table;
+mod targets;
 pub(crate) mod upstream;
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ambassador_tests::ambassador;
 use ambassador_tests::server::{find, missing};
@@ -41,10 +45,13 @@ use subject::{KERNEL_TIERS, Subject};
 /// More than this many CPUs taken by others, and the figures are not to be trusted.
 const DISTURBED: f64 = 0.2;
 
+/// What a quick run may take, the start and the end of it left out.
+const QUICK: Duration = Duration::from_secs(110);
+
 /// What to measure, and how long.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Three short rounds of the loads that fit into two minutes
+    /// Two minutes at most: short rounds, three if they fit, of some of the loads
     #[arg(long)]
     quick: bool,
     /// How often each load goes through each subject [default: 5, with --quick 3]
@@ -56,14 +63,20 @@ pub(crate) struct Options {
     /// Beside these proxies only
     #[arg(long, value_enum, value_name = "PEER,...", value_delimiter = ',')]
     peers: Vec<Peer>,
-    /// Where results.json and report.md go
+    /// Where results.json, report.md and the charts go
     #[arg(long, value_name = "DIR", default_value = "bench-results")]
     out: PathBuf,
+    /// Measure nothing: put what an earlier run left in --out into README, with its charts
+    #[arg(long, conflicts_with_all = ["quick", "rounds", "only", "peers"])]
+    report: bool,
 }
 
 /// Measures the binary that `AMBASSADOR_BIN` names, or else a fresh one; prints the report and
 /// writes it. An error if anything failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.report {
+        return readme::rewrite(&Report::read(&options.out)?);
+    }
     if let Err(error) = setup::peers("the benchmark", packages::FOR_BENCH) {
         eprintln!("xtask: {error:#}");
     }
@@ -77,7 +90,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let report = measure(options, &binary)?;
     print!("{}", report.markdown());
     report.write(&options.out)?;
-    eprintln!("written: {0}/results.json, {0}/report.md", options.out.display());
+    eprintln!("written: {0}/results.json, {0}/report.md, {0}/*.svg", options.out.display());
     let failures = report.results.failures().len();
     ensure!(failures == 0, "{failures} measurements failed");
     Ok(())
@@ -111,7 +124,17 @@ fn measure(options: &Options, binary: &Path) -> Result<Report> {
         .collect();
     let mut results = Results::default();
     let mut progress = Progress::new(usize::from(rounds) * pairs.len());
+    let start = Instant::now();
     for round in 1..=rounds {
+        let done = round - 1;
+        // The next one will take as long as those before did on average.
+        if options.is_hasty()
+            && done > 0
+            && start.elapsed() * u32::from(round) / u32::from(done) > QUICK
+        {
+            notes.push(format!("there was time for {done} rounds only"));
+            break;
+        }
         for &(load, subject) in &pairs {
             let name = subject.name();
             progress.step(&format!("round {round}: {} through {name}", load.name));
@@ -141,12 +164,17 @@ fn measure(options: &Options, binary: &Path) -> Result<Report> {
 type Programs = Vec<(PathBuf, &'static str)>;
 
 impl Options {
+    /// Whether the rounds are as many as there is time for.
+    fn is_hasty(&self) -> bool {
+        self.quick && self.rounds.is_none()
+    }
+
     /// How many rounds, and how much in each.
     fn extent(&self) -> (u16, Scale) {
         let (rounds, scale) = if self.quick {
-            (3, Scale { time: Duration::from_millis(300), bytes: 512 << 20, requests: 20_000 })
+            (3, Scale { time: Duration::from_millis(250), bytes: 512 << 20, requests: 15_000 })
         } else {
-            (5, Scale { time: Duration::from_secs(2), bytes: 4 << 30, requests: 100_000 })
+            (5, Scale { time: Duration::from_secs(1), bytes: 3 << 30, requests: 60_000 })
         };
         (self.rounds.unwrap_or(rounds), scale)
     }

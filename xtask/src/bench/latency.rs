@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Latency(Vec<(f64, f64)>);
 
 /// What is kept of single requests: the tail in more detail than the rest, for that is what hurts.
-const PARTS: [f64; 11] = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999];
+pub(crate) const PARTS: [f64; 11] =
+    [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999];
 
 impl Latency {
     /// Of single requests.
@@ -25,6 +26,11 @@ impl Latency {
     pub(crate) fn from_points(mut points: Vec<(f64, f64)>) -> Self {
         points.sort_by(|one, other| one.0.total_cmp(&other.0));
         Self(points)
+    }
+
+    /// All that are known.
+    pub(crate) fn points(&self) -> &[(f64, f64)] {
+        &self.0
     }
 
     /// This part of the requests took at most so many microseconds; the next point that is known.

@@ -7,10 +7,12 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::Load;
+use super::gallery;
 use super::load::Figure;
 use super::machine::Machine;
 use super::results::{Cell, Results};
 use super::table::Table;
+use super::targets;
 
 /// All that a run has to tell.
 #[derive(Serialize, Deserialize)]
@@ -29,6 +31,8 @@ pub(crate) struct Report {
     pub(crate) results: Results,
 }
 
+/// What a program reads of a run.
+const RESULTS: &str = "results.json";
 /// What every subject is compared with.
 const REFERENCES: [&str; 2] = ["no proxy", "HAProxy"];
 /// From here on a server is taken to have been the limit.
@@ -49,6 +53,9 @@ impl Report {
         for &load in &self.loads {
             report += &format!("\n## {}\n\n{}", load.title, self.table(load).render());
         }
+        if let Some(targets) = targets::table(self) {
+            report += &format!("\n## Targets\n\n{}", targets.render());
+        }
         let failures = self.results.failures();
         if !failures.is_empty() {
             report += "\n## Failed\n\n";
@@ -64,11 +71,37 @@ impl Report {
         fs::create_dir_all(directory)
             .with_context(|| format!("create the directory {}", directory.display()))?;
         let json = serde_json::to_string_pretty(self).context("put results into JSON")?;
-        for (name, text) in [("results.json", json + "\n"), ("report.md", self.markdown())] {
+        let charts = gallery::charts(self);
+        let mut report = self.markdown();
+        for (name, _) in &charts {
+            report += &format!("\n![{name}]({name}.svg)\n");
+        }
+        let texts = [(RESULTS.to_owned(), json + "\n"), ("report.md".into(), report)];
+        let charts = charts.into_iter().map(|(name, chart)| (format!("{name}.svg"), chart));
+        for (name, text) in texts.into_iter().chain(charts) {
             let path = directory.join(name);
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         }
         Ok(())
+    }
+
+    /// Reads what an earlier run wrote into a directory.
+    pub(crate) fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(RESULTS);
+        let json = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_str(&json).with_context(|| format!("understand {}", path.display()))
+    }
+
+    /// What became of a figure through each subject that has it.
+    pub(crate) fn measured(
+        &self,
+        load: Load,
+        figure: &Figure,
+    ) -> impl Iterator<Item = (&str, Cell)> {
+        let subjects = self.subjects.iter();
+        let cells = subjects
+            .map(move |subject| (subject.as_str(), self.results.cell(load, subject, figure.name)));
+        cells.filter(|(_, cell)| !matches!(cell, Cell::Nothing))
     }
 
     fn table(&self, load: Load) -> Table {
@@ -124,5 +157,55 @@ impl Report {
             }
         }
         notes
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::bench::catalogue::LOADS;
+    use crate::bench::load::Outcome;
+    use crate::bench::results::{End, Sample};
+
+    /// Of a run with these values of each load's first figure.
+    pub(crate) fn report(values: &[(&str, &str, &[f64])]) -> Report {
+        let mut results = Results::default();
+        let mut report_loads = Vec::new();
+        let mut subjects = Vec::new();
+        for &(name, subject, values) in values {
+            let load = *LOADS.iter().find(|load| load.name == name).expect("a load");
+            if !report_loads.contains(&load) {
+                report_loads.push(load);
+            }
+            if !subjects.contains(&subject.to_owned()) {
+                subjects.push(subject.to_owned());
+            }
+            for (round, &value) in (1..).zip(values) {
+                let figures = [(load.figures()[0].name.to_owned(), value)].into();
+                let end = End::Measured(Outcome { figures, upstream_busy: None, latency: None });
+                results.0.push(Sample { round, load, subject: subject.into(), end });
+            }
+        }
+        let machine = Machine::look(&[]).expect("look at this machine");
+        Report {
+            machine,
+            notes: Vec::new(),
+            disturbed: false,
+            loads: report_loads,
+            subjects,
+            results,
+        }
+    }
+
+    #[test]
+    fn what_a_run_has_written_can_be_read() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let written = report(&[("get", "no proxy", &[2.0]), ("get", "HAProxy", &[1.0])]);
+        written.write(directory.path()).expect("write");
+        let read = Report::read(directory.path()).expect("read");
+        assert_eq!(read.markdown(), written.markdown());
+        let text = read.markdown();
+        assert!(text.contains("|       1 ±0 % |      0.50  1.00 |"), "{text}");
+        assert!(directory.path().join("get.svg").is_file());
     }
 }

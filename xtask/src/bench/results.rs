@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::Load;
+use super::latency::{Latency, PARTS};
 use super::load::Outcome;
 
 /// One load, run once through one subject.
@@ -93,6 +94,17 @@ impl Results {
         Some(Summary::of(busy.collect())?.median)
     }
 
+    /// How long requests took: the median of all rounds at each point.
+    pub(crate) fn latency(&self, load: Load, subject: &str) -> Latency {
+        let curves: Vec<_> =
+            self.outcomes(load, subject).filter_map(|outcome| outcome.latency.as_ref()).collect();
+        let point = |part: f64| {
+            let values = curves.iter().filter_map(|curve| curve.at(part)).collect();
+            Some((part, Summary::of(values)?.median))
+        };
+        Latency::from_points(PARTS.into_iter().filter_map(point).collect())
+    }
+
     /// Whether anything was tried.
     pub(crate) fn has(&self, load: Load, subject: &str) -> bool {
         self.of(load, subject).next().is_some()
@@ -134,7 +146,6 @@ impl Summary {
 mod tests {
     use super::*;
     use crate::bench::catalogue::LOADS;
-    use crate::bench::latency::Latency;
 
     fn sample(round: u16, load: Load, end: End) -> Sample {
         Sample { round, load, subject: "HAProxy".into(), end }
@@ -189,5 +200,7 @@ mod tests {
         let read: Results = serde_json::from_str(&text).expect("read");
         assert_eq!(read.failures(), results.failures());
         assert_eq!(read.median(LOADS[1], "HAProxy", "per second"), Some(2.0));
+        let latency = read.latency(LOADS[0], "HAProxy");
+        assert_eq!((latency.at(0.5), latency.at(0.999)), (Some(10.0), Some(30.0)));
     }
 }

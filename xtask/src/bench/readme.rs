@@ -1,0 +1,197 @@
+//! README's section about performance, made from a run, so that it says what was measured and nothing else.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use super::chart::short;
+use super::gallery::{self, LATENCY};
+use super::load::Figure;
+use super::report::Report;
+use super::results::Cell;
+use super::table::Table;
+use super::targets;
+use crate::workspace;
+
+/// Between these lines of README everything is replaced.
+const BEGIN: &str = "<!-- from `cargo xtask bench --report` -->";
+const END: &str = "<!-- end of what is from `cargo xtask bench --report` -->";
+/// Where its charts are: they are in the repository because README shows them.
+const CHARTS: &str = "xtask/charts";
+/// The charts that it shows, of loads that a run has.
+const SHOWN: [&str; 4] = ["get", LATENCY.1, "upload", "connections"];
+/// The tiers, from the highest to the lowest.
+const TIERS: [&str; 4] = ["direct", "sockmap", "splice", "copy"];
+/// A difference below this may be chance.
+const CHANCE: f64 = 0.03;
+
+/// Replaces the section, and the charts that it shows.
+pub(crate) fn rewrite(report: &Report) -> Result<()> {
+    ensure!(!report.disturbed, "the run was disturbed by other programs: nothing to publish");
+    let root = workspace::root();
+    let charts: Vec<_> =
+        gallery::charts(report).into_iter().filter(|(name, _)| SHOWN.contains(name)).collect();
+    let directory = root.join(CHARTS);
+    if directory.exists() {
+        fs::remove_dir_all(&directory).context("remove the charts of the run before")?;
+    }
+    fs::create_dir_all(&directory).with_context(|| format!("create {CHARTS}"))?;
+    for (name, chart) in &charts {
+        fs::write(directory.join(format!("{name}.svg")), chart)
+            .with_context(|| format!("write {CHARTS}/{name}.svg"))?;
+    }
+    let names: Vec<&str> = charts.iter().map(|(name, _)| *name).collect();
+    let path = root.join("README.md");
+    let readme = fs::read_to_string(&path).context("read README.md")?;
+    fs::write(&path, replaced(&readme, &section(report, &names))?).context("write README.md")
+}
+
+/// The text with another section between its marks.
+fn replaced(readme: &str, section: &str) -> Result<String> {
+    let (before, rest) =
+        readme.split_once(BEGIN).with_context(|| format!("find {BEGIN} in README.md"))?;
+    let (_, after) = rest.split_once(END).with_context(|| format!("find {END} in README.md"))?;
+    Ok(format!("{before}{BEGIN}\n{section}{END}{after}"))
+}
+
+fn section(report: &Report, charts: &[&str]) -> String {
+    let rounds = report.results.0.iter().map(|sample| sample.round).max().unwrap_or(0);
+    let mut section = format!(
+        "One interleaved run of `cargo xtask bench`; medians of {rounds} rounds. Clients and proxy have one \
+         CPU, the\nserver has the other, a veth pair between them. Measured on:\n\n"
+    );
+    for line in report.machine.lines() {
+        section += &format!("- {line}\n");
+    }
+    section += "\n";
+    for name in SHOWN.iter().filter(|name| charts.contains(name)) {
+        section += &format!("![{name}]({CHARTS}/{name}.svg)\n\n");
+    }
+    section += &overview(report).render();
+    section += "\n**Where a tier does not pay**, by the first figure of each load:\n\n";
+    for line in shortfalls(report) {
+        section += &format!("- {line}\n");
+    }
+    let failures = report.results.failures();
+    if !failures.is_empty() {
+        section += "\n**Failed:**\n\n";
+        section.extend(failures.iter().map(|failure| format!("- {failure}\n")));
+    }
+    if let Some(targets) = targets::table(report) {
+        section += &format!(
+            "\n<details><summary>What was set out to be reached</summary>\n\n{}\n</details>\n",
+            targets.render()
+        );
+    }
+    section
+}
+
+/// The first figure of every load through every subject. Those that carry few loads share a column.
+fn overview(report: &Report) -> Table {
+    let carried = |subject: &&String| {
+        report.loads.iter().filter(|&&load| report.results.has(load, subject)).count()
+    };
+    let (general, special): (Vec<&String>, Vec<_>) =
+        report.subjects.iter().partition(|subject| carried(subject) * 2 > report.loads.len());
+    let mut headings = vec![String::new()];
+    headings.extend(general.iter().map(|subject| subject.replace("ambassador ", "")));
+    headings.push("others".into());
+    let mut table = Table::new(headings);
+    for &load in &report.loads {
+        let figure = &load.figures()[0];
+        let cell = |subject: &str| match report.results.cell(load, subject, figure.name) {
+            Cell::Nothing => String::new(),
+            Cell::Failed => "FAILED".into(),
+            Cell::Measured(summary) => short(summary.median),
+        };
+        let mut row = vec![format!("{}: {} {}", load.title, figure.name, figure.better)];
+        row.extend(general.iter().map(|subject| cell(subject)));
+        let others = special.iter().filter(|subject| report.results.has(load, subject));
+        let others: Vec<_> = others.map(|subject| format!("{subject} {}", cell(subject))).collect();
+        row.push(others.join(", "));
+        table.row(row);
+    }
+    table
+}
+
+/// Where each tier is behind what one would take instead: HAProxy, or a tier that needs less.
+fn shortfalls(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (number, tier) in TIERS.iter().enumerate() {
+        let subject = format!("ambassador {tier}");
+        if !report.subjects.contains(&subject) {
+            continue;
+        }
+        let lower =
+            TIERS[number + 1..].iter().filter(|&&lower| lower != "copy" || *tier == "splice");
+        let others = lower.map(|lower| (format!("ambassador {lower}"), format!("`{lower}`")));
+        for (other, name) in others.chain([("HAProxy".into(), "HAProxy".into())]) {
+            let behind = behind(report, &subject, &other);
+            let behind = if behind.is_empty() { "nothing".into() } else { behind.join(", ") };
+            lines.push(format!("`{tier}` is behind {name} in {behind}"));
+        }
+    }
+    lines
+}
+
+/// The loads in which one subject is worse than the other by more than chance, and how much.
+fn behind(report: &Report, subject: &str, other: &str) -> Vec<String> {
+    let ratio = |figure: &Figure, load| -> Option<f64> {
+        let value = report.results.median(load, subject, figure.name)?;
+        let other = report.results.median(load, other, figure.name)?;
+        (other > 0.0).then(|| value / other)
+    };
+    let worse = |load: &&_| {
+        let figure = &super::catalogue::Load::figures(**load)[0];
+        ratio(figure, **load).is_some_and(|ratio| match figure.better {
+            '↑' => ratio < 1.0 - CHANCE,
+            _ => ratio > 1.0 + CHANCE,
+        })
+    };
+    let loads = report.loads.iter().filter(worse);
+    loads
+        .filter_map(|&load| {
+            Some(format!("{} ({:.2} ×)", load.name, ratio(&load.figures()[0], load)?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::report::tests::report;
+
+    #[test]
+    fn only_what_is_between_the_marks_is_replaced() {
+        let readme = format!("# x\n{BEGIN}\nold\n{END}\nrest\n");
+        let new = replaced(&readme, "new\n").expect("both marks");
+        assert_eq!(new, format!("# x\n{BEGIN}\nnew\n{END}\nrest\n"));
+        assert_eq!(replaced(&new, "new\n").expect("both marks"), new);
+        assert!(replaced("# x\n", "new\n").is_err());
+    }
+
+    #[test]
+    fn the_readme_has_the_marks() {
+        let readme =
+            fs::read_to_string(workspace::root().join("README.md")).expect("read README.md");
+        assert!(replaced(&readme, "").is_ok());
+    }
+
+    #[test]
+    fn it_is_told_where_a_tier_does_not_pay() {
+        let report = report(&[
+            ("get", "ambassador sockmap", &[76.0]),
+            ("get", "ambassador splice", &[105.0]),
+            ("get", "HAProxy", &[100.0]),
+            // More is worse here.
+            ("start", "ambassador sockmap", &[70.0]),
+            ("start", "HAProxy", &[35.0]),
+        ]);
+        let told = shortfalls(&report);
+        assert_eq!(told[0], "`sockmap` is behind `splice` in get (0.72 ×)");
+        assert_eq!(told[1], "`sockmap` is behind HAProxy in get (0.76 ×), start (2.00 ×)");
+        assert!(told.contains(&"`splice` is behind HAProxy in nothing".to_owned()));
+        let section = section(&report, &["get"]);
+        assert!(section.contains("xtask/charts/get.svg") && !section.contains("upload.svg"));
+    }
+}
