@@ -81,6 +81,14 @@ fn tier_of(ambassador: &Ambassador, client: &Peer) -> Result<String> {
     })
 }
 
+/// Expects that the hooks took this client's connection; if not, says what they left to the listeners.
+fn is_direct(ambassador: &Ambassador, client: &Peer) -> Result<()> {
+    let tier = tier_of(ambassador, client)?;
+    let explained = || ambassador.command(&["explain", ROUTE]).map(|explained| explained.stdout);
+    ensure!(tier == "direct", "it is carried by {tier}; {}", explained()?);
+    Ok(())
+}
+
 /// Holds this many connections, with what greeted each.
 fn hold(route: &Address, connections: usize) -> Result<Vec<(String, Peer)>> {
     (0..connections).map(|_| greeted(route, 1)).collect()

@@ -17,7 +17,9 @@ use ambassador_tests::wait::{SOON, until_true};
 use ambassador_tests::way::Way;
 use ambassador_tests::{needs, pod, skip};
 
-use crate::{connect_bound, connections, listen, loopback, start, the_connection, tier_of};
+use crate::{
+    connect_bound, connections, is_direct, listen, loopback, start, the_connection, tier_of,
+};
 
 #[test]
 fn an_app_in_another_namespace_is_left_alone() -> Result<()> {
@@ -76,7 +78,7 @@ fn an_ipv6_app_reaches_an_ipv6_endpoint_and_sees_what_it_asked_for() -> Result<(
     let ambassador = start(&Place::here(), &route, echo.address())?;
     let client = route.connect()?;
     client.ask(b"hello", b"hello")?;
-    ensure!(tier_of(&ambassador, &client)? == "direct");
+    is_direct(&ambassador, &client)?;
     ensure!(peer_of(&client)? == route.tcp()?, "{}", peer_of(&client)?);
     Ok(())
 }
@@ -111,7 +113,7 @@ fn a_v4_mapped_address_is_redirected_and_seen_as_asked_for() -> Result<()> {
     let mapped = SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), route.port()?));
     let client = ipv6_socket(false, mapped)?;
     ensure!(client.hear(1)? == b"e");
-    ensure!(tier_of(&ambassador, &client)? == "direct");
+    is_direct(&ambassador, &client)?;
     ensure!(peer_of(&client)? == mapped, "{}", peer_of(&client)?);
     Ok(())
 }

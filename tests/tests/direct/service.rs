@@ -10,7 +10,7 @@ use ambassador_tests::place::Place;
 use ambassador_tests::process::Process;
 use ambassador_tests::wait::{SOON, until_true};
 
-use crate::{ROUTE, connect_bound, loopback, start, tier_of};
+use crate::{ROUTE, connect_bound, is_direct, loopback, start, tier_of};
 
 #[test]
 fn a_tier_changes_for_new_connections_and_back() -> Result<()> {
@@ -23,7 +23,7 @@ fn a_tier_changes_for_new_connections_and_back() -> Result<()> {
         Ok::<_, anyhow::Error>(ambassador.metrics()?.sum("ambassador_tier_info", &labels))
     };
     let (_, before) = greeted(&route, 1)?;
-    ensure!(tier_of(&ambassador, &before)? == "direct");
+    is_direct(&ambassador, &before)?;
     ensure!(explained()?.starts_with(&format!("{ROUTE}: direct; ")), "{}", explained()?);
     ensure!(in_force("direct")? == Some(1.0));
 
@@ -37,8 +37,8 @@ fn a_tier_changes_for_new_connections_and_back() -> Result<()> {
 
     order("auto")?;
     let (_, after) = greeted(&route, 1)?;
-    ensure!(tier_of(&ambassador, &after)? == "direct");
-    ensure!(tier_of(&ambassador, &before)? == "direct");
+    is_direct(&ambassador, &after)?;
+    is_direct(&ambassador, &before)?;
     ensure!(tier_of(&ambassador, &between)? == "splice");
     [&before, &between, &after].iter().try_for_each(|it| it.ask(b"still there?", b"still there?"))
 }
@@ -97,7 +97,7 @@ fn a_drain_redirects_during_its_grace() -> Result<()> {
     ambassador.process.signal(libc::SIGTERM)?;
     ambassador.until_answers("/readyz", 503)?;
     let (_, client) = greeted(&route, 1).context("connect during the grace")?;
-    ensure!(tier_of(&ambassador, &client)? == "direct");
+    is_direct(&ambassador, &client)?;
     until_true("the end of the grace", || Ok(route.connect().is_err()))?;
     client.ask(b"still there?", b"still there?")?;
     ambassador.ends_with(0)
