@@ -42,6 +42,7 @@ macro_rules! tier {
     }};
 }
 
+mod ktls;
 mod lowered;
 mod prospect;
 mod reset;
