@@ -67,11 +67,8 @@ pub(crate) fn short(value: f64) -> String {
         _ => 0,
     };
     let digits = format!("{value:.decimals$}");
-    let digits = if digits.contains('.') {
-        digits.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        &digits
-    };
+    // `20k` and not `20.0k`, but `1.30` beside `1.08`.
+    let digits = digits.trim_end_matches(".0").trim_end_matches(".00");
     format!("{digits}{unit}")
 }
 

@@ -22,12 +22,15 @@ const CHARTS: &str = "xtask/charts";
 const SHOWN: [&str; 4] = ["get", LATENCY.1, "upload", "connections"];
 /// The tiers, from the highest to the lowest.
 const TIERS: [&str; 4] = ["direct", "sockmap", "splice", "copy"];
+/// Fewer say nothing about the spread.
+const ROUNDS: u16 = 3;
 /// A difference below this may be chance.
 const CHANCE: f64 = 0.03;
 
 /// Replaces the section, and the charts that it shows.
 pub(crate) fn rewrite(report: &Report) -> Result<()> {
-    ensure!(!report.disturbed, "the run was disturbed by other programs: nothing to publish");
+    ensure!(!report.disturbed, "the run was disturbed by other programs: not to be published");
+    ensure!(rounds(report) >= ROUNDS, "fewer than {ROUNDS} rounds: not to be published");
     let root = workspace::root();
     let charts: Vec<_> =
         gallery::charts(report).into_iter().filter(|(name, _)| SHOWN.contains(name)).collect();
@@ -55,10 +58,10 @@ fn replaced(readme: &str, section: &str) -> Result<String> {
 }
 
 fn section(report: &Report, charts: &[&str]) -> String {
-    let rounds = report.results.0.iter().map(|sample| sample.round).max().unwrap_or(0);
     let mut section = format!(
-        "One interleaved run of `cargo xtask bench`; medians of {rounds} rounds. Clients and proxy have one \
-         CPU, the\nserver has the other, a veth pair between them. Measured on:\n\n"
+        "One interleaved run of `cargo xtask bench`; medians of {} rounds. Clients and proxy have one \
+         CPU, the\nserver has the other, a veth pair between them. Measured on:\n\n",
+        rounds(report)
     );
     for line in report.machine.lines() {
         section += &format!("- {line}\n");
@@ -84,6 +87,10 @@ fn section(report: &Report, charts: &[&str]) -> String {
         );
     }
     section
+}
+
+fn rounds(report: &Report) -> u16 {
+    report.results.0.iter().map(|sample| sample.round).max().unwrap_or(0)
 }
 
 /// The first figure of every load through every subject. Those that carry few loads share a column.

@@ -107,10 +107,10 @@ impl Peer {
             }
             Self::Twemproxy => {
                 command.arg("-c").arg(configured(twemproxy(order))?);
-                // It insists on a port for its statistics, and on a file with its process id.
+                // It insists on a port for its statistics, and on files for its log and its process id.
                 command.args(["-a", &order.admin.ip().to_string()]);
                 command.args(["-s", &order.admin.port().to_string()]);
-                command.arg("-p").arg(home.join("pid"));
+                command.args(["-o", "/dev/stderr", "-v", "0"]).arg("-p").arg(home.join("pid"));
             }
             Self::PgbouncerSession | Self::PgbouncerTransaction => {
                 command.arg("-q").arg(configured(self.pgbouncer(order)?)?);
