@@ -62,13 +62,17 @@ pub(crate) fn short(value: f64) -> String {
         value => (value, ""),
     };
     let decimals = match value {
+        value if value < 0.9995 => 3,
         value if value < 9.995 => 2,
         value if value < 99.95 => 1,
         _ => 0,
     };
     let digits = format!("{value:.decimals$}");
     // `20k` and not `20.0k`, but `1.30` beside `1.08`.
-    let digits = digits.trim_end_matches(".0").trim_end_matches(".00");
+    let digits = [".000", ".00", ".0"]
+        .iter()
+        .find_map(|zeroes| digits.strip_suffix(zeroes))
+        .unwrap_or(&digits);
     format!("{digits}{unit}")
 }
 
@@ -80,7 +84,7 @@ mod tests {
     fn numbers_are_short_whatever_their_size() {
         let shown =
             [1_450_000.0, 999_600.0, 101_493.0, 9_994.0, 99.96, 12.34, 0.167, 0.0].map(short);
-        assert_eq!(shown, ["1.45M", "1M", "101k", "9994", "100", "12.3", "0.17", "0"]);
+        assert_eq!(shown, ["1.45M", "1M", "101k", "9994", "100", "12.3", "0.167", "0"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
+use super::catalogue::Load;
 use super::chart::short;
 use super::gallery::{self, LATENCY};
 use super::load::Figure;
@@ -20,6 +21,15 @@ const END: &str = "<!-- end of what is from `cargo xtask bench --report` -->";
 const CHARTS: &str = "xtask/charts";
 /// The charts that it shows, of loads that a run has.
 const SHOWN: [&str; 4] = ["get", LATENCY.1, "upload", "connections"];
+/// Figures, by how their names begin, that are folded away, and what is said of them.
+const DETAILS: [(&str, &str); 3] = [
+    ("p99 µs", "Latency: all but one in a hundred took at most so many µs"),
+    (
+        "CPU s",
+        "CPU of the machine, clients, servers and kernel included: seconds for 10,000 requests or a GB",
+    ),
+    ("proxy CPU s", "CPU of the proxy itself: seconds for 10,000 requests or a GB"),
+];
 /// The tiers, from the highest to the lowest.
 const TIERS: [&str; 4] = ["direct", "sockmap", "splice", "copy"];
 /// Fewer say nothing about the spread.
@@ -70,21 +80,24 @@ fn section(report: &Report, charts: &[&str]) -> String {
     for name in SHOWN.iter().filter(|name| charts.contains(name)) {
         section += &format!("![{name}]({CHARTS}/{name}.svg)\n\n");
     }
-    section += &overview(report).render();
+    let title =
+        |load: Load, figure: &Figure| format!("{}: {} {}", load.title, figure.name, figure.better);
+    section += &overview(report, |load| load.figures().first(), title).render();
     section += "\n**Where a tier does not pay**, by the first figure of each load:\n\n";
     for line in shortfalls(report) {
         section += &format!("- {line}\n");
+    }
+    for (figure, summary) in DETAILS {
+        let of = |load: Load| load.figures().iter().find(|known| known.name.starts_with(figure));
+        section += &folded(summary, &overview(report, of, |load, _| load.name.into()));
+    }
+    if let Some(targets) = targets::table(report) {
+        section += &folded("What was set out to be reached", &targets);
     }
     let failures = report.results.failures();
     if !failures.is_empty() {
         section += "\n**Failed:**\n\n";
         section.extend(failures.iter().map(|failure| format!("- {failure}\n")));
-    }
-    if let Some(targets) = targets::table(report) {
-        section += &format!(
-            "\n<details><summary>What was set out to be reached</summary>\n\n{}\n</details>\n",
-            targets.render()
-        );
     }
     section
 }
@@ -93,8 +106,18 @@ fn rounds(report: &Report) -> u16 {
     report.results.0.iter().map(|sample| sample.round).max().unwrap_or(0)
 }
 
-/// The first figure of every load through every subject. Those that carry few loads share a column.
-fn overview(report: &Report) -> Table {
+/// What is there for those who unfold it.
+fn folded(summary: &str, table: &Table) -> String {
+    format!("\n<details><summary>{summary}</summary>\n\n{}\n</details>\n", table.render())
+}
+
+/// One figure of every load that has it through every subject. Those that carry few loads share a
+/// column.
+fn overview(
+    report: &Report,
+    figure: impl Fn(Load) -> Option<&'static Figure>,
+    label: impl Fn(Load, &Figure) -> String,
+) -> Table {
     let carried = |subject: &&String| {
         report.loads.iter().filter(|&&load| report.results.has(load, subject)).count()
     };
@@ -105,13 +128,13 @@ fn overview(report: &Report) -> Table {
     headings.push("others".into());
     let mut table = Table::new(headings);
     for &load in &report.loads {
-        let figure = &load.figures()[0];
+        let Some(figure) = figure(load) else { continue };
         let cell = |subject: &str| match report.results.cell(load, subject, figure.name) {
             Cell::Nothing => String::new(),
             Cell::Failed => "FAILED".into(),
             Cell::Measured(summary) => short(summary.median),
         };
-        let mut row = vec![format!("{}: {} {}", load.title, figure.name, figure.better)];
+        let mut row = vec![label(load, figure)];
         row.extend(general.iter().map(|subject| cell(subject)));
         let others = special.iter().filter(|subject| report.results.has(load, subject));
         let others: Vec<_> = others.map(|subject| format!("{subject} {}", cell(subject))).collect();
@@ -148,8 +171,8 @@ fn behind(report: &Report, subject: &str, other: &str) -> Vec<String> {
         let other = report.results.median(load, other, figure.name)?;
         (other > 0.0).then(|| value / other)
     };
-    let worse = |load: &&_| {
-        let figure = &super::catalogue::Load::figures(**load)[0];
+    let worse = |load: &&Load| {
+        let figure = &load.figures()[0];
         ratio(figure, **load).is_some_and(|ratio| match figure.better {
             '↑' => ratio < 1.0 - CHANCE,
             _ => ratio > 1.0 + CHANCE,
@@ -200,5 +223,6 @@ mod tests {
         assert!(told.contains(&"`splice` is behind HAProxy in nothing".to_owned()));
         let section = section(&report, &["get"]);
         assert!(section.contains("xtask/charts/get.svg") && !section.contains("upload.svg"));
+        assert_eq!(section.matches("<details>").count(), section.matches("</details>").count());
     }
 }

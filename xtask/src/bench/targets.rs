@@ -98,9 +98,9 @@ const TARGETS: &[Target] = {
         target("`splice`: at most 12 MiB of RSS after the start", SPLICE, &["start"], "RSS MiB", Over::Nothing, AtMost(12.0)),
         target("`sockmap`: at most 8 KiB of RSS for an idle connection", SOCKMAP, IDLE, "RSS KiB/connection", Over::Nothing, AtMost(8.0)),
         target("`splice`: at most 8 KiB of RSS for an idle connection", SPLICE, IDLE, "RSS KiB/connection", Over::Nothing, AtMost(8.0)),
-        target("`direct`: CPU of a request as with 64 connections and one route", DIRECT, GROWTH, "CPU s/10k", Over::Load("round-trips-64"), AtMost(1.2)),
-        target("`sockmap`: CPU of a request as with 64 connections and one route", SOCKMAP, GROWTH, "CPU s/10k", Over::Load("round-trips-64"), AtMost(1.2)),
-        target("`splice`: CPU of a request as with 64 connections and one route", SPLICE, GROWTH, "CPU s/10k", Over::Load("round-trips-64"), AtMost(1.2)),
+        target("`direct`: at most 1.2 × the CPU of no proxy with many connections or routes", DIRECT, GROWTH, "CPU s/10k", NO_PROXY, AtMost(1.2)),
+        target("`sockmap`: a request takes at most 1.2 × its CPU with 64 connections and one route", SOCKMAP, GROWTH, "proxy CPU s/10k", Over::Load("round-trips-64"), AtMost(1.2)),
+        target("`splice`: a request takes at most 1.2 × its CPU with 64 connections and one route", SPLICE, GROWTH, "proxy CPU s/10k", Over::Load("round-trips-64"), AtMost(1.2)),
     ]
 };
 
