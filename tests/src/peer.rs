@@ -194,6 +194,7 @@ impl Peer {
                             .context("bound the time of writing")?;
                         return Ok(taken + said);
                     }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) => return Err(error).context("send until held back"),
                 }
             }

@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// A part of the cost that is noise: probes of readiness, and how work falls into wake-ups.
-const TOLERANCE: f64 = 0.05;
+const TOLERANCE: f64 = 0.06;
 const MESSAGE: [u8; 64] = [b'x'; 64];
 
 /// Ends the calling test where its means are not there.
@@ -85,8 +85,10 @@ fn instructions(times: u64, act: fn(SocketAddr, u64) -> Result<()>) -> Result<u6
     let to_file = format!("--callgrind-out-file={}", counts.display());
     let mut ambassador = launch.under(&["valgrind", "--tool=callgrind", &to_file]).start()?;
     act(route, times)?;
-    ambassador.process.signal(libc::SIGTERM)?;
-    until("the end of the ambassador", SOON, || ambassador.process.ended())?;
+    // Of a signal, valgrind does not always tell.
+    ambassador.command(&["shutdown"])?.success()?;
+    until("the end of the ambassador", SOON, || ambassador.process.ended())
+        .with_context(|| format!("its log was: {}", ambassador.process.stderr()))?;
     let counts = fs::read_to_string(&counts).context("read what valgrind has counted")?;
     let total = counts.lines().find_map(|line| line.strip_prefix("summary: "));
     total.context("find the sum of what valgrind has counted")?.trim().parse().context("parse it")

@@ -56,8 +56,11 @@ impl Redis {
                 .arg("--unixsocket")
                 .arg(&socket),
         )?;
+        let socket = Address::Unix(socket);
         accepting(place, &mut process, &address.into())?;
-        Ok(Self { process, address, socket: Address::Unix(socket), _directory: directory })
+        // It listens there a moment later.
+        accepting(place, &mut process, &socket)?;
+        Ok(Self { process, address, socket, _directory: directory })
     }
 
     /// Opens its ledger.
