@@ -1,6 +1,6 @@
 //! Enrols the sockets of clients, and follows what upstreams acknowledge.
 //!
-//! - program: `sock_ops`, attached to a cgroup; stands beside `tracker` and the programs of others
+//! - program: `sock_ops`, attached to a cgroup; stands beside `lifecycle` and the programs of others
 //! - kernel: 5.15 (`bpf_get_netns_cookie` here)
 //! - maps: `SETTINGS`, `ENROL_LISTENERS`, `UPLINK_TAGS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`,
 //!   `ALLOWANCE` (write)

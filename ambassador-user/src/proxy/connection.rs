@@ -95,19 +95,20 @@ impl Connections {
         };
         let tier = about.admission.tier;
         let route = about.route();
-        let shortcuts = shared.shortcuts.as_ref().filter(|_| route.may_have_prepared());
-        if tier < Tier::Sockmap
-            && let Some(shortcuts) = shortcuts
-        {
-            // It connected just before its route was lowered.
-            shortcuts.decline(client.as_fd());
-        }
-        let means = Means {
-            pipes: (tier >= Tier::Splice).then(|| Arc::clone(&shared.pipes)),
-            shortcuts: shortcuts
-                .filter(|it| tier >= Tier::Sockmap && it.is_ready(client.as_fd()))
-                .cloned(),
+        let shortcuts = match &shared.shortcuts {
+            Some(shortcuts) if route.may_have_prepared() => {
+                if tier >= Tier::Sockmap {
+                    shortcuts.is_ready(client.as_fd()).then(|| Arc::clone(shortcuts))
+                } else {
+                    // It connected just before its route was lowered.
+                    shortcuts.decline(client.as_fd());
+                    None
+                }
+            }
+            _ => None,
         };
+        let pipes = (tier >= Tier::Splice).then(|| Arc::clone(&shared.pipes));
+        let means = Means { pipes, shortcuts };
         // Held over the spawn: the task's record takes itself out, which must not come first.
         let mut live = self.live();
         let task = tokio::spawn(carry(record, client, means));
