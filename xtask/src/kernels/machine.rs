@@ -5,39 +5,99 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use ambassador_tests::process;
-use anyhow::{Context, Result, anyhow};
+use ambassador_tests::process::{Finished, Process};
+use ambassador_tests::wait::until;
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use tempfile::TempDir;
 
-/// How long a machine may run: some times what it takes, for it is emulated, and this one busy.
-const LIMIT: Duration = Duration::from_secs(180);
+/// How long a machine may take until its first program speaks: twenty times what it takes.
+const BOOT: Duration = Duration::from_secs(60);
+/// How often one is started that does not get so far. Now and then an emulated kernel stops while it
+/// brings up its devices, before anything of ours is run (seen with 6.1).
+const ATTEMPTS: u32 = 3;
+/// How long it may run from then on: some times what it takes, for this one may be busy.
+const LIMIT: Duration = Duration::from_secs(240);
+/// Its serial ports, in their order: for the kernel, and for our programs.
+const CONSOLE: &str = "console";
+const RESULTS: &str = "results";
 /// How many lines of what the kernel said are shown when a machine fails.
 const TAIL: usize = 25;
 
 /// Runs a machine to its end. Returns what it wrote to its second serial port until then, and an
 /// error if that was not the end it should have come to.
 pub(super) fn run(kernel: &Path, initramfs: &Path) -> Result<(String, Result<()>)> {
-    let directory = tempfile::tempdir().context("create a directory for a machine's output")?;
-    let [console, results] = ["console", "results"].map(|name| directory.path().join(name));
-    let mut qemu = Command::new("qemu-system-x86_64");
-    // `accel=kvm` may be offered, and fail once it is needed; emulation is the same everywhere.
-    qemu.args(["-nodefaults", "-machine", "accel=tcg", "-cpu", "max", "-smp", "2", "-m", "1024"]);
-    qemu.args(["-display", "none", "-no-reboot"]);
-    for port in [&console, &results] {
-        qemu.arg("-serial").arg(format!("file:{}", port.display()));
+    for _ in 1..ATTEMPTS {
+        let mut machine = Machine::start(kernel, initramfs)?;
+        match machine.boot() {
+            Ok(()) => return Ok(machine.finish()),
+            Err(why) => eprintln!("xtask: the machine did not boot, and is started again: {why:#}"),
+        }
     }
-    qemu.args(["-append", "console=ttyS0 loglevel=5 panic=-1"]);
-    qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
-    let ended = process::run(&mut qemu, LIMIT);
+    Ok(Machine::start(kernel, initramfs)?.finish())
+}
 
-    let said = |port| {
-        let bytes = fs::read(port).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    let ended = ended.map(drop).map_err(|error| {
-        let console = said(&console);
-        let lines: Vec<_> = console.lines().collect();
-        let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
-        anyhow!("{}; its console said at last:\n{tail}", error.root_cause())
-    });
-    Ok((said(&results), ended))
+struct Machine {
+    emulator: Process,
+    /// Where its serial ports are written to.
+    ports: TempDir,
+}
+
+impl Machine {
+    fn start(kernel: &Path, initramfs: &Path) -> Result<Self> {
+        let ports = tempfile::tempdir().context("create a directory for a machine's output")?;
+        let mut qemu = Command::new("qemu-system-x86_64");
+        // `accel=kvm` may be offered, and fail once it is needed; emulation is the same everywhere.
+        qemu.args([
+            "-nodefaults",
+            "-machine",
+            "accel=tcg",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "1024",
+        ]);
+        qemu.args(["-display", "none", "-no-reboot"]);
+        for port in [CONSOLE, RESULTS] {
+            qemu.arg("-serial").arg(format!("file:{}", ports.path().join(port).display()));
+        }
+        qemu.args(["-append", "console=ttyS0 loglevel=5 panic=-1"]);
+        qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+        Ok(Self { emulator: Process::start(&mut qemu)?, ports })
+    }
+
+    /// Waits for the first word of its first program.
+    fn boot(&mut self) -> Result<()> {
+        let Self { emulator, ports } = self;
+        until("the first word of its first program", BOOT, || {
+            if !said(ports, RESULTS).is_empty() {
+                return Ok(Some(()));
+            }
+            let ended = emulator.ended()?;
+            ensure!(ended.is_none(), "the emulator ended ({ended:?}): {}", emulator.stderr());
+            Ok(None)
+        })
+        .map_err(|why| with_last_words(&why, ports))
+    }
+
+    fn finish(self) -> (String, Result<()>) {
+        let Self { emulator, ports } = self;
+        let ended = emulator.finish(LIMIT).and_then(Finished::success);
+        let ended = ended.map(drop).map_err(|why| with_last_words(&why, &ports));
+        (said(&ports, RESULTS), ended)
+    }
+}
+
+fn said(ports: &TempDir, port: &str) -> String {
+    let bytes = fs::read(ports.path().join(port)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What a machine died of, and what its kernel said before.
+fn with_last_words(why: &Error, ports: &TempDir) -> Error {
+    let console = said(ports, CONSOLE);
+    let lines: Vec<_> = console.lines().collect();
+    let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+    anyhow!("{}; its console said at last:\n{tail}", why.root_cause())
 }
