@@ -12,6 +12,7 @@
 pub mod cli;
 pub mod commands;
 
+pub mod bench;
 pub mod check;
 pub mod doctor;
 pub mod exec;

@@ -4,15 +4,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use ::ambassador::bench::load::round_trips;
+use ::ambassador::bench::load::transfer::{self, Direction};
+use ::ambassador::bench::table::Table;
 use ambassador_tests::ambassador;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::bench::load::round_trips;
-use crate::bench::load::transfer::{self, Direction};
 use crate::bench::scene::Scene;
 use crate::bench::subject::Subject;
-use crate::bench::table::Table;
 use crate::command::{stdout_of, step};
 use crate::{release, setup};
 

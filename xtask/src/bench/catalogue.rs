@@ -1,11 +1,10 @@
 //! The loads there are, a line each: what a run without `--only` measures, in this order.
 
+use ambassador::bench::load::transfer::Direction;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use super::load::transfer::Direction;
 
 /// Every load.
 pub(crate) const LOADS: &[Load] = &[

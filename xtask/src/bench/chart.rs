@@ -54,38 +54,9 @@ fn side(subject: &str) -> &'static str {
     }
 }
 
-/// Three digits that matter: `1.45M`, `101k`, `12.3`, `20k`.
-pub(crate) fn short(value: f64) -> String {
-    let (value, unit) = match value {
-        value if value >= 999_500.0 => (value / 1e6, "M"),
-        value if value >= 9_995.0 => (value / 1e3, "k"),
-        value => (value, ""),
-    };
-    let decimals = match value {
-        value if value < 0.9995 => 3,
-        value if value < 9.995 => 2,
-        value if value < 99.95 => 1,
-        _ => 0,
-    };
-    let digits = format!("{value:.decimals$}");
-    // `20k` and not `20.0k`, but `1.30` beside `1.08`.
-    let digits = [".000", ".00", ".0"]
-        .iter()
-        .find_map(|zeroes| digits.strip_suffix(zeroes))
-        .unwrap_or(&digits);
-    format!("{digits}{unit}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_short_whatever_their_size() {
-        let shown =
-            [1_450_000.0, 999_600.0, 101_493.0, 9_994.0, 99.96, 12.34, 0.167, 0.0].map(short);
-        assert_eq!(shown, ["1.45M", "1M", "101k", "9994", "100", "12.3", "0.167", "0"]);
-    }
 
     #[test]
     fn words_cannot_break_the_drawing() {

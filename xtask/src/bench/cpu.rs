@@ -42,14 +42,6 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// What has been busy since the start.
-pub(crate) struct Meter {
-    cpus: Cpus,
-    proxy: Option<u32>,
-    start: Instant,
-    before: Times,
-}
-
 /// What something cost.
 #[derive(Clone, Copy)]
 pub(crate) struct Spent {
@@ -61,38 +53,35 @@ pub(crate) struct Spent {
     pub(crate) upstream_busy: f64,
 }
 
-/// Seconds of CPU time since the machine and the proxy were started.
-struct Times {
+/// Seconds of CPU time since the machine and the proxy were started, at one time.
+pub(crate) struct Reading {
+    at: Instant,
     machine: f64,
     upstream: f64,
     proxy: Option<f64>,
 }
 
-impl Meter {
-    /// Starts counting.
-    pub(crate) fn start(cpus: Cpus, proxy: Option<u32>) -> Result<Self> {
-        Ok(Self { cpus, proxy, start: Instant::now(), before: Times::now(cpus, proxy)? })
-    }
-
-    /// What has been spent since the start.
-    pub(crate) fn read(&self) -> Result<Spent> {
-        let took = self.start.elapsed().as_secs_f64();
-        let now = Times::now(self.cpus, self.proxy)?;
-        Ok(Spent {
-            machine: now.machine - self.before.machine,
-            proxy: now.proxy.zip(self.before.proxy).map(|(now, before)| now - before),
-            upstream_busy: (now.upstream - self.before.upstream) / took,
-        })
-    }
-}
-
-impl Times {
-    fn now(cpus: Cpus, proxy: Option<u32>) -> Result<Self> {
+impl Reading {
+    /// What these CPUs and the proxy, if there is one, have taken until now.
+    pub(crate) fn now(cpus: Cpus, proxy: Option<u32>) -> Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
         let upstream = busy_of_cpu(&stat, cpus.upstream).context("read the CPUs in /proc/stat")?;
         let pod = busy_of_cpu(&stat, cpus.pod).context("read the CPUs in /proc/stat")?;
         let machine = if cpus.pod == cpus.upstream { pod } else { pod + upstream };
-        Ok(Self { machine, upstream, proxy: proxy.map(of_family).transpose()? })
+        let proxy = proxy.map(of_family).transpose()?;
+        Ok(Self { at: Instant::now(), machine, upstream, proxy })
+    }
+}
+
+impl Spent {
+    /// From one reading to a later one.
+    pub(crate) fn between((before, after): (Reading, Reading)) -> Self {
+        let took = (after.at - before.at).as_secs_f64();
+        Self {
+            machine: after.machine - before.machine,
+            proxy: after.proxy.zip(before.proxy).map(|(after, before)| after - before),
+            upstream_busy: (after.upstream - before.upstream) / took,
+        }
     }
 }
 
@@ -118,7 +107,7 @@ impl Strangers {
     /// What is busy but was not spent by this process or its children that have ended.
     fn spent(cpus: Cpus) -> Result<f64> {
         let own = times_of("self")?;
-        Ok(Times::now(cpus, None)?.machine - own.into_iter().sum::<f64>())
+        Ok(Reading::now(cpus, None)?.machine - own.into_iter().sum::<f64>())
     }
 }
 

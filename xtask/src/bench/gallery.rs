@@ -1,7 +1,9 @@
 //! The charts of a run: a bar chart of each load, and how long requests took where that says most.
 
+use ambassador::bench::table::short;
+
 use super::chart::bars::{self, Bar};
-use super::chart::{curves, short};
+use super::chart::curves;
 use super::report::Report;
 
 /// The load whose latency is drawn from the middle to the tail, and what that chart is called.

@@ -1,29 +1,25 @@
-//! The loads: what a client does to a way through, and the figures that come out of it.
+//! The figures that come out of a load: of [those of the product](ambassador::bench::load) as of those that
+//! only this benchmark has.
 //!
 //! A load either gives its figures or fails: a reply that is lost or wrong, or no progress for
-//! [`STALL`], is never just a slow result.
+//! [`STALL`](ambassador::bench::load::STALL), is never just a slow result.
 
-pub(crate) mod connections;
 pub(crate) mod idle;
 pub(crate) mod pgbench;
 pub(crate) mod redis;
-pub(crate) mod round_trips;
 pub(crate) mod start_up;
-pub(crate) mod transfer;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use ambassador::bench::latency::Latency;
+use ambassador::bench::load::{self, connections, round_trips, transfer};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Kind, Load};
-use super::cpu::{Cpus, Meter, Spent};
-use super::latency::Latency;
-
-/// Without a byte for so long, a connection counts as stalled.
-const STALL: Duration = Duration::from_secs(5);
+use super::cpu::{Cpus, Reading, Spent};
 
 /// One number that a load gives.
 #[derive(Debug)]
@@ -62,16 +58,7 @@ pub(crate) struct Scale {
 }
 
 /// Requests that were all answered.
-pub(crate) struct Served {
-    /// How many there were.
-    pub(crate) count: u64,
-    /// How many in a second.
-    pub(crate) per_second: f64,
-    /// How long they took.
-    pub(crate) latency: Latency,
-    /// What they cost.
-    pub(crate) spent: Spent,
-}
+pub(crate) type Served = load::Served<Reading>;
 
 /// What came out of a load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -147,7 +134,7 @@ impl Load {
             Kind::Transfer { direction, streams } => {
                 let moved = transfer::run(target, direction, scale.bytes, streams)?;
                 let gigabytes = scale.bytes as f64 / 1e9;
-                let Spent { machine, proxy, upstream_busy } = moved.spent;
+                let Spent { machine, proxy, upstream_busy } = Spent::between(moved.spent);
                 let values = [
                     Some(gigabytes / moved.took.as_secs_f64()),
                     Some(machine / gigabytes),
@@ -182,6 +169,7 @@ impl Load {
 
     fn served(self, served: Served) -> Outcome {
         let Served { count, per_second, latency, spent } = served;
+        let spent = Spent::between(spent);
         let ten_thousands = count as f64 / 1e4;
         let values = [
             Some(per_second),
@@ -206,15 +194,15 @@ impl Load {
     }
 }
 
-impl Target {
-    /// Where the connection with this number goes.
-    fn address(&self, number: usize) -> SocketAddr {
-        self.addresses[number % self.addresses.len()]
+impl load::Target for Target {
+    type Reading = Reading;
+
+    fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
-    /// Starts counting what is spent.
-    fn meter(&self) -> Result<Meter> {
-        Meter::start(self.cpus, self.proxy)
+    fn read(&self) -> Result<Reading> {
+        Reading::now(self.cpus, self.proxy)
     }
 }
 
@@ -222,61 +210,19 @@ fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Connects a client. Its reads and writes fail when nothing moves for [`STALL`].
-fn connect(address: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, STALL)
-        .with_context(|| format!("connect to {address}"))?;
-    stream.set_nodelay(true).context("set up a connection")?;
-    stream.set_read_timeout(Some(STALL)).context("set up a connection")?;
-    stream.set_write_timeout(Some(STALL)).context("set up a connection")?;
-    Ok(stream)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
-    use std::net::{Ipv4Addr, Shutdown, TcpListener};
-    use std::thread;
+    use std::net::Ipv4Addr;
+
+    use ambassador::bench::upstream::Upstream;
 
     use super::*;
     use crate::bench::catalogue::{LOADS, Service};
-    use crate::bench::upstream::Upstream;
-    use transfer::Direction;
 
     const BYTES: u64 = 1 << 20;
 
     fn upstream() -> Upstream {
         Upstream::start(Ipv4Addr::LOCALHOST.into()).expect("start an upstream")
-    }
-
-    /// A proxy for one connection, which changes the byte at this place each way.
-    fn tampering(upstream: SocketAddr, place: usize) -> SocketAddr {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
-        let address = listener.local_addr().expect("read the address");
-        thread::spawn(move || {
-            let (client, _) = listener.accept().expect("accept");
-            let server = TcpStream::connect(upstream).expect("connect");
-            let back = (server.try_clone().expect("clone"), client.try_clone().expect("clone"));
-            let way = move |(mut from, mut to): (TcpStream, TcpStream)| {
-                let mut buffer = [0; 4096];
-                let mut moved = 0;
-                while let Ok(got @ 1..) = from.read(&mut buffer) {
-                    if let Some(byte) =
-                        place.checked_sub(moved).and_then(|at| buffer[..got].get_mut(at))
-                    {
-                        *byte = byte.wrapping_add(1);
-                    }
-                    moved += got;
-                    if to.write_all(&buffer[..got]).is_err() {
-                        break;
-                    }
-                }
-                let _ = to.shutdown(Shutdown::Both);
-            };
-            thread::spawn(move || way(back));
-            way((client, server));
-        });
-        address
     }
 
     fn target(address: SocketAddr) -> Target {
@@ -308,47 +254,5 @@ mod tests {
             tried += 1;
         }
         assert!(tried > 8);
-    }
-
-    #[test]
-    fn a_changed_byte_fails_a_transfer_and_is_named() {
-        let upstream = upstream();
-        // Past the request, which goes the same way as the upload.
-        let up = target(tampering(upstream.address(), 9 + 70_000));
-        let down = target(tampering(upstream.address(), 70_000));
-        let error = |target, direction| {
-            transfer::run(target, direction, BYTES, 1).err().expect("wrong").to_string()
-        };
-        assert_eq!(error(&up, Direction::Up), "byte 70000 of the upload arrived wrong");
-        assert_eq!(error(&down, Direction::Down), "byte 70000 of the download arrived wrong");
-    }
-
-    #[test]
-    fn a_changed_byte_fails_a_round_trip() {
-        let upstream = upstream();
-        let target = target(tampering(upstream.address(), 6400));
-        let done = round_trips::run(&target, 1, 4096, Duration::from_secs(5));
-        assert_eq!(done.err().expect("wrong").to_string(), "a reply has wrong bytes");
-    }
-
-    #[test]
-    fn one_silent_connection_of_many_fails_the_load() {
-        let upstream = upstream();
-        let mut target = target(upstream.address());
-        // It answers the greeting, and nothing after that.
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
-        target.addresses.push(listener.local_addr().expect("read the address"));
-        let silent = thread::spawn(move || {
-            let (mut client, _) = listener.accept().expect("accept");
-            let mut greeting = [0; 64];
-            client.read_exact(&mut greeting).expect("read the greeting");
-            client.write_all(&greeting).expect("answer the greeting");
-            // Until the client gives up.
-            while client.read(&mut greeting).is_ok_and(|got| got > 0) {}
-        });
-        let done = round_trips::run(&target, 2, 64, Duration::from_millis(10));
-        let error = done.err().expect("silence").to_string();
-        assert_eq!(error, "no reply on 1 of 2 connections in 5s");
-        silent.join().expect("the silent server ends");
     }
 }

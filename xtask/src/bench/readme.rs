@@ -2,15 +2,14 @@
 
 use std::fs;
 
+use ambassador::bench::table::{Table, short};
 use anyhow::{Context, Result, ensure};
 
 use super::catalogue::Load;
-use super::chart::short;
 use super::gallery::{self, LATENCY};
 use super::load::Figure;
 use super::report::Report;
 use super::results::Cell;
-use super::table::Table;
 use super::targets;
 use crate::workspace;
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use ambassador::bench::table::Table;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,6 @@ use super::gallery;
 use super::load::Figure;
 use super::machine::Machine;
 use super::results::{Cell, Results};
-use super::table::Table;
 use super::targets;
 
 /// All that a run has to tell.

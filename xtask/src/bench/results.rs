@@ -1,9 +1,10 @@
 //! The results: every sample of a run, and what they come to.
 
+use ambassador::bench::latency::{Latency, PARTS};
+use ambassador::bench::summary::Summary;
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::Load;
-use super::latency::{Latency, PARTS};
 use super::load::Outcome;
 
 /// One load, run once through one subject.
@@ -27,17 +28,6 @@ pub(crate) enum End {
     Measured(Outcome),
     /// Why it did not, in a line.
     Failed(String),
-}
-
-/// The middle of some values, and how far they lie apart.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Summary {
-    /// Half of the values are above, half below.
-    pub(crate) median: f64,
-    /// The lowest of them.
-    pub(crate) lowest: f64,
-    /// The highest of them.
-    pub(crate) highest: f64,
 }
 
 /// All samples of a run.
@@ -122,26 +112,6 @@ impl Results {
     }
 }
 
-impl Summary {
-    /// None of no values.
-    fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (lowest, highest) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
-        Some(Self { median, lowest, highest })
-    }
-
-    /// From the lowest to the highest, as a part of the median.
-    pub(crate) fn spread(&self) -> f64 {
-        if self.median == 0.0 { 0.0 } else { (self.highest - self.lowest) / self.median }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,18 +124,6 @@ mod tests {
     fn measured(figures: &[(&str, f64)], latency: Option<Latency>) -> End {
         let figures = figures.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
         End::Measured(Outcome { figures, upstream_busy: Some(0.5), latency })
-    }
-
-    #[test]
-    fn the_median_is_in_the_middle_whatever_the_order() {
-        let summary = |values: &[f64]| Summary::of(values.to_vec());
-        let three = summary(&[3.0, 1.0, 2.0]).expect("values");
-        assert_eq!(
-            (three.median, three.lowest, three.highest, three.spread()),
-            (2.0, 1.0, 3.0, 1.0)
-        );
-        assert_eq!(summary(&[4.0, 1.0, 3.0, 2.0]).map(|summary| summary.median), Some(2.5));
-        assert_eq!(summary(&[]), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use ambassador::bench::upstream::Upstream;
 use ambassador_tests::place::Place;
 use ambassador_tests::pod::{Pod, is_root};
 use ambassador_tests::process::Process;
@@ -17,7 +18,6 @@ use super::catalogue::{Load, Service};
 use super::cpu::{self, Cpus};
 use super::load::{Outcome, Scale, Target, pgbench};
 use super::subject::{Order, Subject};
-use super::upstream::Upstream;
 
 /// Enough that a port has rested when it is used again.
 const PORTS: usize = 64;

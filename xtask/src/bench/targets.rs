@@ -1,7 +1,8 @@
 //! What was set out to be reached, each as a comparison within one run, and whether it was.
 
+use ambassador::bench::table::Table;
+
 use super::report::Report;
-use super::table::Table;
 
 /// One thing that was wanted, in every load that it is about.
 struct Target {

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
+use ambassador::bench::table::Table;
 use anyhow::Result;
 
 use super::Verdict;
 use super::visit::{Finding, Visit};
-use crate::bench::table::Table;
 
 #[derive(Default)]
 pub(super) struct Matrix {

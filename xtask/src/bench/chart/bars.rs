@@ -1,6 +1,8 @@
 //! Bars, one under the other: a figure of one load, through each subject.
 
-use super::{TOP, WIDTH, framed, line, short, side, text};
+use ambassador::bench::table::short;
+
+use super::{TOP, WIDTH, framed, line, side, text};
 use crate::bench::results::Cell;
 
 /// One subject.
@@ -73,7 +75,7 @@ fn longest(bars: &[Bar<'_>]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::results::Summary;
+    use ambassador::bench::summary::Summary;
 
     fn bar(subject: &str, median: f64) -> Bar<'_> {
         let cell = Cell::Measured(Summary { median, lowest: median, highest: median });

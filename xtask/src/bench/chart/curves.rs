@@ -1,7 +1,9 @@
 //! Latency from the middle to the tail: a curve for each subject, both axes logarithmic.
 
-use super::{TOP, WIDTH, framed, line, short, side, text};
-use crate::bench::latency::Latency;
+use ambassador::bench::latency::Latency;
+use ambassador::bench::table::short;
+
+use super::{TOP, WIDTH, framed, line, side, text};
 
 const HEIGHT: f64 = 400.0;
 const LEFT: f64 = 60.0;

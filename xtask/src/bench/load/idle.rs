@@ -3,10 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ambassador::bench::load::round_trips::round_trip;
+use ambassador::bench::load::{Target as _, connect};
 use anyhow::{Context, Result};
 
 use super::Target;
-use super::round_trips::round_trip;
 use crate::bench::memory::{Kernel, Memory};
 
 /// A proxy may free memory a little after the last byte; it is given so long to come to rest.
@@ -26,7 +27,7 @@ pub(crate) fn run(target: &Target, connections: usize) -> Result<Kept> {
     let before = (target.proxy.map(Memory::of).transpose()?, Kernel::now()?);
     let mut streams = (0..connections)
         .map(|number| {
-            let mut stream = super::connect(target.address(number))?;
+            let mut stream = connect(target.address(number))?;
             round_trip(&mut stream, number as u64)?;
             Ok(stream)
         })

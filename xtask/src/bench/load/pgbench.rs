@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
+use ambassador::bench::latency::Latency;
+use ambassador::bench::load::Target as _;
 use ambassador_tests::process;
 use ambassador_tests::server::find;
 use anyhow::{Context, Result, ensure};
 
 use super::{Served, Target};
-use crate::bench::latency::Latency;
 
 /// Far more than the transactions take when none is lost.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -31,9 +32,9 @@ pub(crate) fn run(target: &Target, transactions: u64, clients: u64) -> Result<Se
     let mut command = pgbench(target.address(0))?;
     command.args(["--select-only", "--no-vacuum", "--log"]).arg(format!("--log-prefix={LOG}"));
     command.args(["--client", &clients.to_string(), "--transactions", &each.to_string()]);
-    let meter = target.meter()?;
+    let before = target.read()?;
     let said = process::run(command.current_dir(directory.path()), DEADLINE)?;
-    let spent = meter.read()?;
+    let spent = (before, target.read()?);
     let per_second = rate(&said).with_context(|| format!("read the result of pgbench: {said}"))?;
 
     let mut took = Vec::new();

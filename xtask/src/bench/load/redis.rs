@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
+use ambassador::bench::latency::Latency;
+use ambassador::bench::load::Target as _;
 use ambassador_tests::process;
 use anyhow::{Context, Result};
 
 use super::{Served, Target};
-use crate::bench::latency::Latency;
 
 /// Far more than the requests take when none is lost.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -20,9 +21,9 @@ pub(crate) fn run(target: &Target, requests: u64, pipeline: u32) -> Result<Serve
     // GET asks for the key that SET has set.
     benchmark(address, ["-t", "set", "-n", "1", "-c", "1"])?;
     let (number, pipeline) = (requests.to_string(), pipeline.to_string());
-    let meter = target.meter()?;
+    let before = target.read()?;
     let said = benchmark(address, ["-t", "get", "-n", &number, "-c", "50", "-P", &pipeline])?;
-    let spent = meter.read()?;
+    let spent = (before, target.read()?);
     let (per_second, latency) =
         read(&said).with_context(|| format!("read the result of redis-benchmark: {said}"))?;
     Ok(Served { count: requests, per_second, latency, spent })

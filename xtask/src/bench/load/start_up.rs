@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use ambassador::bench::load::connect;
+use ambassador::bench::load::round_trips::round_trip;
 use anyhow::{Context, Result};
 
 use super::Target;
-use super::round_trips::round_trip;
 use crate::bench::memory::Memory;
 
 /// What a start came to.
@@ -19,7 +20,7 @@ pub(crate) struct Ready {
 /// Waits for the first reply. Nothing where there is no proxy to start.
 pub(crate) fn run(target: &Target) -> Result<Option<Ready>> {
     let last = target.addresses.last().context("find the last route")?;
-    round_trip(&mut super::connect(*last)?, 0)?;
+    round_trip(&mut connect(*last)?, 0)?;
     let now = Instant::now();
     let ready = target
         .proxy

@@ -4,13 +4,13 @@
 use std::sync::LazyLock;
 
 /// The most that [`at`] gives at once, and what senders write and receivers read at a time.
-pub(crate) const CHUNK: usize = 128 * 1024;
+pub const CHUNK: usize = 128 * 1024;
 
 /// A prime, so that a loss of whole pages or whole buffers cannot go unseen.
 const PERIOD: usize = 65_521;
 
 /// The next bytes of the stream from `position` on: `length` of them, at most [`CHUNK`].
-pub(crate) fn at(position: u64, length: usize) -> &'static [u8] {
+pub fn at(position: u64, length: usize) -> &'static [u8] {
     static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let period: Vec<u8> = std::iter::repeat_with(|| {
@@ -29,7 +29,7 @@ pub(crate) fn at(position: u64, length: usize) -> &'static [u8] {
 }
 
 /// The place in the stream of the first byte that is not what was sent, if there is one.
-pub(crate) fn first_wrong(position: u64, received: &[u8]) -> Option<u64> {
+pub fn first_wrong(position: u64, received: &[u8]) -> Option<u64> {
     let sent = at(position, received.len());
     // One comparison of the whole is what is fast enough to be done on every byte.
     if sent == received {

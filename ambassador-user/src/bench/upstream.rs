@@ -18,11 +18,11 @@ use socket2::{Domain, SockRef, Socket, Type};
 use super::pattern::{self, CHUNK};
 
 /// First byte of a connection on which everything comes back.
-pub(crate) const ECHO: u8 = b'E';
+pub const ECHO: u8 = b'E';
 /// First byte of a connection that brings bytes.
-pub(crate) const UPLOAD: u8 = b'U';
+pub const UPLOAD: u8 = b'U';
 /// First byte of a connection that fetches bytes.
-pub(crate) const DOWNLOAD: u8 = b'D';
+pub const DOWNLOAD: u8 = b'D';
 
 /// Enough for connections that arrive in a burst.
 const BACKLOG: i32 = 4096;
@@ -30,7 +30,7 @@ const BACKLOG: i32 = 4096;
 const STACK: usize = 64 * 1024;
 
 /// A running upstream; ends when dropped, after the connections on it have ended.
-pub(crate) struct Upstream {
+pub struct Upstream {
     address: SocketAddr,
     staff: Arc<Staff>,
 }
@@ -38,7 +38,7 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// Listens on a free port of `ip`. The server runs where the calling thread runs: its network
     /// namespace, its CPUs.
-    pub(crate) fn start(ip: IpAddr) -> Result<Self> {
+    pub fn start(ip: IpAddr) -> Result<Self> {
         let listener = listen(ip).context("listen for the built-in upstream")?;
         let address = listener.local_addr().context("read the address of the built-in upstream")?;
         let staff =
@@ -48,7 +48,7 @@ impl Upstream {
     }
 
     /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 }
@@ -154,7 +154,7 @@ fn echo(mut client: TcpStream, buffer: &mut [u8]) -> io::Result<()> {
 }
 
 /// Writes `length` bytes of the pattern.
-pub(crate) fn pour(to: &mut impl Write, length: u64) -> io::Result<()> {
+pub fn pour(to: &mut impl Write, length: u64) -> io::Result<()> {
     let mut sent = 0;
     while sent < length {
         let next = (length - sent).min(CHUNK as u64) as usize;
@@ -166,7 +166,7 @@ pub(crate) fn pour(to: &mut impl Write, length: u64) -> io::Result<()> {
 
 /// Reads `length` bytes and tells how many were right until the first that was wrong. They are all
 /// read, so that a wrong byte does not look like a stall to the sender.
-pub(crate) fn swallow(from: &mut impl Read, length: u64) -> io::Result<u64> {
+pub fn swallow(from: &mut impl Read, length: u64) -> io::Result<u64> {
     let mut buffer = vec![0; CHUNK];
     let mut received = 0;
     let mut wrong = None;

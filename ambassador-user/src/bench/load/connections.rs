@@ -13,8 +13,8 @@ use crate::bench::latency::Latency;
 const CLIENTS: usize = 8;
 
 /// Opens, uses and closes connections for `time`.
-pub(crate) fn run(target: &Target, time: Duration) -> Result<Served> {
-    let meter = target.meter()?;
+pub fn run<T: Target + Sync>(target: &T, time: Duration) -> Result<Served<T::Reading>> {
+    let before = target.read()?;
     let start = Instant::now();
     let client = |number: usize| -> Result<Vec<Duration>> {
         let mut took = Vec::new();
@@ -38,7 +38,8 @@ pub(crate) fn run(target: &Target, time: Duration) -> Result<Served> {
     })
     .context("open, use and close connections")?
     .concat();
-    let per_second = took.len() as f64 / start.elapsed().as_secs_f64();
+    let (elapsed, spent) = (start.elapsed(), (before, target.read()?));
     let count = took.len() as u64;
-    Ok(Served { count, per_second, latency: Latency::of(took), spent: meter.read()? })
+    let per_second = count as f64 / elapsed.as_secs_f64();
+    Ok(Served { count, per_second, latency: Latency::of(took), spent })
 }

@@ -1,23 +1,23 @@
 //! A table that is Markdown and, being aligned, is read as well in a terminal.
 
 /// Rows under headings; the first column is text, the others are numbers.
-pub(crate) struct Table {
+pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// With nothing under the headings yet.
-    pub(crate) fn new(headings: Vec<String>) -> Self {
+    pub fn new(headings: Vec<String>) -> Self {
         Self { rows: vec![headings] }
     }
 
     /// Adds a row with as many cells as there are headings.
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
+    pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
     /// The lines of the table.
-    pub(crate) fn render(&self) -> String {
+    pub fn render(&self) -> String {
         let width = |column: usize| {
             self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(3)
         };
@@ -38,6 +38,28 @@ impl Table {
     }
 }
 
+/// Three digits that matter: `1.45M`, `101k`, `12.3`, `20k`.
+pub fn short(value: f64) -> String {
+    let (value, unit) = match value {
+        value if value >= 999_500.0 => (value / 1e6, "M"),
+        value if value >= 9_995.0 => (value / 1e3, "k"),
+        value => (value, ""),
+    };
+    let decimals = match value {
+        value if value < 0.9995 => 3,
+        value if value < 9.995 => 2,
+        value if value < 99.95 => 1,
+        _ => 0,
+    };
+    let digits = format!("{value:.decimals$}");
+    // `20k` and not `20.0k`, but `1.30` beside `1.08`.
+    let digits = [".000", ".00", ".0"]
+        .iter()
+        .find_map(|zeroes| digits.strip_suffix(zeroes))
+        .unwrap_or(&digits);
+    format!("{digits}{unit}")
+}
+
 fn line(cells: impl Iterator<Item = String>) -> String {
     format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
 }
@@ -45,6 +67,13 @@ fn line(cells: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_short_whatever_their_size() {
+        let shown =
+            [1_450_000.0, 999_600.0, 101_493.0, 9_994.0, 99.96, 12.34, 0.167, 0.0].map(short);
+        assert_eq!(shown, ["1.45M", "1M", "101k", "9994", "100", "12.3", "0.167", "0"]);
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

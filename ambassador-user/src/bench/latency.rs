@@ -6,15 +6,14 @@ use serde::{Deserialize, Serialize};
 
 /// Points of the curve, sorted: a part of all requests, and the microseconds that they took at most.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Latency(Vec<(f64, f64)>);
+pub struct Latency(Vec<(f64, f64)>);
 
 /// What is kept of single requests: the tail in more detail than the rest, for that is what hurts.
-pub(crate) const PARTS: [f64; 11] =
-    [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999];
+pub const PARTS: [f64; 11] = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999];
 
 impl Latency {
     /// Of single requests.
-    pub(crate) fn of(mut took: Vec<Duration>) -> Self {
+    pub fn of(mut took: Vec<Duration>) -> Self {
         took.sort_unstable();
         let last = took.len().saturating_sub(1);
         let at = |part: f64| took.get(((took.len() as f64 * part) as usize).min(last));
@@ -23,18 +22,18 @@ impl Latency {
     }
 
     /// Of points that somebody else has counted out.
-    pub(crate) fn from_points(mut points: Vec<(f64, f64)>) -> Self {
+    pub fn from_points(mut points: Vec<(f64, f64)>) -> Self {
         points.sort_by(|one, other| one.0.total_cmp(&other.0));
         Self(points)
     }
 
     /// All that are known.
-    pub(crate) fn points(&self) -> &[(f64, f64)] {
+    pub fn points(&self) -> &[(f64, f64)] {
         &self.0
     }
 
     /// This part of the requests took at most so many microseconds; the next point that is known.
-    pub(crate) fn at(&self, part: f64) -> Option<f64> {
+    pub fn at(&self, part: f64) -> Option<f64> {
         self.0.iter().find(|point| point.0 >= part).map(|point| point.1)
     }
 }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
 /// How far a run with a known number of steps has come.
-pub(crate) struct Progress {
+pub struct Progress {
     steps: usize,
     done: usize,
     start: Instant,
@@ -13,13 +13,13 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Nothing done yet.
-    pub(crate) fn new(steps: usize) -> Self {
+    pub fn new(steps: usize) -> Self {
         Self { steps, done: 0, start: Instant::now(), redraws: stderr().is_terminal() }
     }
 
     /// Says what the next step is. On a terminal the line takes the place of the last one; in a log
     /// file there is one for every tenth of the way.
-    pub(crate) fn step(&mut self, what: &str) {
+    pub fn step(&mut self, what: &str) {
         let number = self.done + 1;
         let line = format!("[{number}/{}] {what}{}", self.steps, self.left());
         // Nobody to tell when stderr is closed.
@@ -32,7 +32,7 @@ impl Progress {
     }
 
     /// Leaves a clean line behind.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         if self.redraws {
             let _ = write!(stderr(), "\r\x1b[K");
         }

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::Target;
-use crate::bench::cpu::Spent;
 use crate::bench::upstream::{self, DOWNLOAD, UPLOAD};
 
 /// Which way bytes go, as the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
     /// To the upstream.
     Up,
     /// From the upstream.
@@ -21,25 +20,25 @@ pub(crate) enum Direction {
 }
 
 /// What a transfer took.
-pub(crate) struct Moved {
+pub struct Moved<R> {
     /// From before the first connection until the last byte is known to be right.
-    pub(crate) took: Duration,
-    /// What it cost.
-    pub(crate) spent: Spent,
+    pub took: Duration,
+    /// What was read before and after.
+    pub spent: (R, R),
 }
 
 /// Moves `bytes`, divided among `streams` connections that each have a thread.
-pub(crate) fn run(
-    target: &Target,
+pub fn run<T: Target>(
+    target: &T,
     direction: Direction,
     bytes: u64,
     streams: u16,
-) -> Result<Moved> {
+) -> Result<Moved<T::Reading>> {
     let one = match direction {
         Direction::Up => upload,
         Direction::Down => download,
     };
-    let meter = target.meter()?;
+    let before = target.read()?;
     let start = Instant::now();
     thread::scope(|scope| {
         let moves = |stream| {
@@ -49,7 +48,7 @@ pub(crate) fn run(
         let streams: Vec<_> = (0..streams).map(moves).collect();
         streams.into_iter().try_for_each(|stream| stream.join().expect("a client does not panic"))
     })?;
-    Ok(Moved { took: start.elapsed(), spent: meter.read()? })
+    Ok(Moved { took: start.elapsed(), spent: (before, target.read()?) })
 }
 
 /// Sends `bytes`, and waits for the answer that they have all arrived.

@@ -1,12 +1,13 @@
 //! Messages there and back, one at a time on each of many connections: what a proxy adds to a request.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
 
 use super::{STALL, Served, Target};
 use crate::bench::latency::Latency;
@@ -22,19 +23,20 @@ const EVENTS: usize = 64;
 
 /// Does round trips of `size` bytes for `time`, checking each reply. One thread serves all the
 /// connections, as an app with an event loop does.
-pub(crate) fn run(
-    target: &Target,
+pub fn run<T: Target>(
+    target: &T,
     connections: usize,
     size: usize,
     time: Duration,
-) -> Result<Served> {
-    let epoll = epoll::create(CreateFlags::CLOEXEC).context("create an epoll set")?;
+) -> Result<Served<T::Reading>> {
+    let mut poll = Poll::new().context("create an epoll set")?;
     let mut conversations = Vec::with_capacity(connections);
     for number in 0..connections {
         let mut stream =
-            super::connect(target.address(number * target.addresses.len() / connections))?;
+            super::connect(target.address(number * target.addresses().len() / connections))?;
         round_trip(&mut stream, number as u64)?;
-        epoll::add(&epoll, &stream, EventData::new_u64(number as u64), EventFlags::IN)
+        poll.registry()
+            .register(&mut SourceFd(&stream.as_raw_fd()), Token(number), Interest::READABLE)
             .context("watch a connection")?;
         conversations.push(Conversation::new(stream, number as u64, size));
     }
@@ -47,14 +49,18 @@ pub(crate) fn run(
     let mut took = Vec::with_capacity(1 << 18);
     let mut unanswered = connections;
     let mut now = Instant::now();
-    let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; EVENTS];
-    let patience = Timespec::try_from(STALL).context("turn a duration into a timespec")?;
+    let mut events = Events::with_capacity(EVENTS);
     while unanswered > 0 {
-        let ready = rustix::io::retry_on_intr(|| epoll::wait(&epoll, &mut events, Some(&patience)))
-            .context("wait for replies")?;
-        ensure!(ready > 0, "no reply on {unanswered} of {connections} connections in {STALL:?}");
-        for event in &events[..ready] {
-            let conversation = &mut conversations[event.data.u64() as usize];
+        match poll.poll(&mut events, Some(STALL)) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            waited => waited.context("wait for replies")?,
+        }
+        ensure!(
+            !events.is_empty(),
+            "no reply on {unanswered} of {connections} connections in {STALL:?}"
+        );
+        for event in &events {
+            let conversation = &mut conversations[event.token().0];
             if !conversation.hear()? {
                 continue;
             }
@@ -62,7 +68,7 @@ pub(crate) fn run(
             match &clock {
                 Some(_) => took.push(now - conversation.asked),
                 None if cold > 1 => cold -= 1,
-                None => clock = Some((now, target.meter()?)),
+                None => clock = Some((now, target.read()?)),
             }
             // Every request that was made is answered before the end, or the load fails.
             if clock.as_ref().is_some_and(|(start, _)| now - *start >= time) {
@@ -72,10 +78,11 @@ pub(crate) fn run(
             }
         }
     }
-    let (start, meter) = clock.context("time the round trips")?;
+    let (start, before) = clock.context("time the round trips")?;
+    let spent = (before, target.read()?);
     let count = took.len() as u64;
     let per_second = count as f64 / (now - start).as_secs_f64();
-    Ok(Served { count, per_second, latency: Latency::of(took), spent: meter.read()? })
+    Ok(Served { count, per_second, latency: Latency::of(took), spent })
 }
 
 /// One connection, whose messages one after the other are a stretch of the pattern.
@@ -102,7 +109,8 @@ impl Conversation {
         self.stream.write_all(message).context("send a request")
     }
 
-    /// Reads what has come. Whether the reply is complete.
+    /// Reads what has come, all of it or up to the end of the reply: only what comes later is told of again.
+    /// Whether the reply is complete.
     fn hear(&mut self) -> Result<bool> {
         let got = self.stream.read(&mut self.buffer[self.heard..]).context("receive a reply")?;
         ensure!(got > 0, "the connection was closed before a reply");
@@ -119,7 +127,7 @@ impl Conversation {
 }
 
 /// One small message there and back; `number` makes it unlike the one before.
-pub(super) fn round_trip(stream: &mut TcpStream, number: u64) -> Result<()> {
+pub fn round_trip(stream: &mut TcpStream, number: u64) -> Result<()> {
     let mut sent = [ECHO; MESSAGE];
     sent[MESSAGE - 8..].copy_from_slice(&number.to_le_bytes());
     stream.write_all(&sent).context("send a request")?;
