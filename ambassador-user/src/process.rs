@@ -32,11 +32,25 @@ impl Figures {
 pub fn raise_open_file_limit() -> io::Result<u64> {
     let mut limit = open_file_limit()?;
     limit.rlim_cur = limit.rlim_max;
-    // SAFETY: setrlimit(2) reads the structure it is given.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    set_open_file_limit(&limit)?;
     Ok(limit.rlim_cur)
+}
+
+/// Does something during which nothing of this process can open a file. What is open stays so.
+pub fn without_opening_files<T>(act: impl FnOnce() -> T) -> io::Result<T> {
+    let limit = open_file_limit()?;
+    set_open_file_limit(&libc::rlimit { rlim_cur: 0, ..limit })?;
+    let done = act();
+    set_open_file_limit(&limit)?;
+    Ok(done)
+}
+
+fn set_open_file_limit(limit: &libc::rlimit) -> io::Result<()> {
+    // SAFETY: setrlimit(2) reads the structure it is given.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn open_file_limit() -> io::Result<libc::rlimit> {

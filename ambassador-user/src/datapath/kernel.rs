@@ -35,16 +35,6 @@ pub struct Kernel {
     pub hold: Hold,
 }
 
-/// Gives back to the system what loading took: the kernel's description of its types is several
-/// megabytes, read more than once, and none of it is needed any more.
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number, and touches only what is free.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// What keeps the programs attached.
 #[must_use = "dropping it may detach the programs"]
 pub enum Hold {
@@ -204,8 +194,6 @@ impl<'a> Attached<'a> {
                 Hold::Process { _links: programs.attach(&opened)? }
             }
         };
-        drop(programs);
-        give_memory_back();
         info!(cgroup = %cgroup.display(), "the kernel half is attached");
         Ok(Kernel { tables, ends, sockmap, sockmap_is_noticed: true, messages, hold })
     }

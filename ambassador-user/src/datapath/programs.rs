@@ -20,6 +20,7 @@ use aya::{Ebpf, EbpfLoader};
 use super::messages::{self, Messages};
 use super::sockmap::layout::{self, Layout};
 use super::{known_bad, object, obstacle};
+use crate::process;
 
 /// The programs on connect(2) and getpeername(2).
 const ADDRESS_HOOKS: [&str; 4] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6];
@@ -59,7 +60,7 @@ impl Programs {
         // Without it a connection from IPv6 to IPv4 is left to user space, which is no reason to fail.
         let ipv6only_bit = ipv6only_bit.unwrap_or(0);
         let known = *layout.as_ref().unwrap_or(&SocketLayout::default());
-        let mut kernel = EbpfLoader::new()
+        let mut kernel = loader()?
             .override_global(IPV6ONLY_BIT, &ipv6only_bit, true)
             .map_max_entries(TABLES, 2 * routes.clamp(1, MOST_ROUTES))
             .override_global(SOCKET_LAYOUT, &known, true)
@@ -164,6 +165,13 @@ impl Links {
         self.to_cgroup.retain(|(name, _)| *name != ENROL);
         self.to_sockets = None;
     }
+}
+
+/// A loader. Each reads and parses the kernel's whole BTF when it is made, in case that an object refers
+/// to it, and cannot be told not to: a quarter of the time until we are ready, and most of the memory.
+/// Ours does not refer to it, so it is kept from finding it.
+fn loader<'a>() -> Result<EbpfLoader<'a>> {
+    process::without_opening_files(EbpfLoader::new).context("keep the loader from reading BTF")
 }
 
 fn duplicate(map: &Map) -> Result<Map> {

@@ -3,10 +3,12 @@
 //! The compiler of the programs emits no relocations for them, so they are told the offsets when they are
 //! loaded. A wrong offset cannot do harm: the verifier holds each against the types of the same BTF.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 
 use ambassador_ebpf::sockmap::SocketLayout;
 use anyhow::{Context, Result, bail, ensure};
+use memmap2::{Mmap, MmapOptions};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
@@ -19,6 +21,8 @@ const TYPEDEF: u32 = 8;
 const FUNCTION_PROTOTYPE: u32 = 13;
 const DATA_SECTION: u32 = 15;
 const ENUM64: u32 = 19;
+/// Bytes of the three words that each type begins with.
+const WORDS: usize = 12;
 /// Unnamed structures within each other; the kernel's are two deep.
 const MOST_NESTED: u8 = 8;
 
@@ -31,10 +35,27 @@ pub struct Layout {
 
 /// The layout of the running kernel. Its description is several megabytes, so it is read once for both.
 pub fn of_this_kernel() -> Result<Layout> {
-    let bytes = fs::read(VMLINUX).with_context(|| format!("read {VMLINUX}"))?;
-    let btf = Btf::parse(&bytes).with_context(|| format!("read {VMLINUX}"))?;
+    // Where it can be mapped (6.16), a page is fetched when it is looked at. Else each takes a call.
+    let mapped = mapped();
+    let read;
+    let bytes = match &mapped {
+        Ok(mapped) => &mapped[..],
+        Err(_) => {
+            read = fs::read(VMLINUX).with_context(|| format!("read {VMLINUX}"))?;
+            &read[..]
+        }
+    };
+    let btf = Btf::parse(bytes).with_context(|| format!("read {VMLINUX}"))?;
     let sockets = sockets(&btf).with_context(|| format!("find the layout of sockets in {VMLINUX}"));
     Ok(Layout { sockets, ipv6only_bit: ipv6only_bit(&btf) })
+}
+
+fn mapped() -> io::Result<Mmap> {
+    let file = File::open(VMLINUX)?;
+    let private = MmapOptions::new();
+    // Shared it is refused (kernel/bpf/sysfs_btf.c).
+    // SAFETY: it is a part of the running kernel, which nobody writes to or makes shorter.
+    unsafe { private.map_copy_read_only(&file) }
 }
 
 fn ipv6only_bit(btf: &Btf<'_>) -> Result<u32> {
@@ -65,8 +86,9 @@ fn sockets(btf: &Btf<'_>) -> Result<SocketLayout> {
 /// The kernel's description of its types (Documentation/bpf/btf.rst), as far as structures need it.
 struct Btf<'a> {
     strings: &'a [u8],
-    /// By id, which counts from 1.
-    types: Vec<Type<'a>>,
+    types: &'a [u8],
+    /// Where each begins, by id, which counts from 1: there are more than 100,000 of them.
+    starts: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -88,18 +110,19 @@ impl<'a> Btf<'a> {
             let length = header(offset + 4)? as usize;
             bytes.get(start..start + length).context("a section is cut off")
         };
-        let (mut left, strings) = (section(8)?, section(16)?);
-        let mut types = Vec::new();
-        while let (Some(name), Some(info), Some(size_or_type)) =
-            (word(left, 0), word(left, 4), word(left, 8))
-        {
-            let kind = Type { name, info, size_or_type, rest: &[] };
-            let (rest, next) =
-                left[12..].split_at_checked(kind.length_of_rest()).context("a type is cut off")?;
-            types.push(Type { rest, ..kind });
-            left = next;
+        let (types, strings) = (section(8)?, section(16)?);
+        let (mut start, mut starts) = (0, Vec::new());
+        while start < types.len() {
+            let length = Type::at(types, start).context("a type is cut off")?.length();
+            starts.push(u32::try_from(start).context("there is too much of it")?);
+            start += length;
         }
-        Ok(Self { strings, types })
+        Ok(Self { strings, types, starts })
+    }
+
+    /// Every type, by id from 1.
+    fn each(&self) -> impl Iterator<Item = Type<'a>> {
+        self.starts.iter().filter_map(|&start| Type::at(self.types, start as usize))
     }
 
     /// The offset of a member in a structure, through members of members.
@@ -126,8 +149,8 @@ impl<'a> Btf<'a> {
     }
 
     fn named(&self, kind: u32, name: &str) -> Result<Type<'a>> {
-        let found = self.types.iter().find(|it| it.kind() == kind && self.is(Some(it.name), name));
-        found.copied().with_context(|| format!("there is no {name}"))
+        let found = self.each().find(|it| it.kind() == kind && self.is(Some(it.name), name));
+        found.with_context(|| format!("there is no {name}"))
     }
 
     /// Where a member begins, in bits, and the id of its type.
@@ -153,10 +176,11 @@ impl<'a> Btf<'a> {
     /// The type of an id, without its other names.
     fn resolved(&self, mut id: u32) -> Result<Type<'a>> {
         for _ in 0..MOST_NESTED {
-            let found =
-                self.types.get((id as usize).wrapping_sub(1)).context("a type is missing")?;
+            let start = self.starts.get((id as usize).wrapping_sub(1));
+            let found = start.and_then(|&start| Type::at(self.types, start as usize));
+            let found = found.context("a type is missing")?;
             if !(TYPEDEF..=TYPEDEF + 3).contains(&found.kind()) {
-                return Ok(*found);
+                return Ok(found);
             }
             id = found.size_or_type;
         }
@@ -171,7 +195,16 @@ impl<'a> Btf<'a> {
     }
 }
 
-impl Type<'_> {
+impl<'a> Type<'a> {
+    /// None if it is cut off.
+    fn at(types: &'a [u8], start: usize) -> Option<Self> {
+        let (words, rest) = types.get(start..)?.split_first_chunk::<WORDS>()?;
+        let [name, info, size_or_type] = [0, 4, 8].map(|at| word(words, at));
+        let kind = Self { name: name?, info: info?, size_or_type: size_or_type?, rest: &[] };
+        let rest = rest.get(..kind.length() - WORDS)?;
+        Some(Self { rest, ..kind })
+    }
+
     fn kind(&self) -> u32 {
         self.info >> 24 & 0x1f
     }
@@ -180,19 +213,20 @@ impl Type<'_> {
         self.info >> 31 == 1
     }
 
-    /// Bytes that follow the three words all types have.
-    fn length_of_rest(&self) -> usize {
+    /// In bytes.
+    fn length(&self) -> usize {
         const INT: u32 = 1;
         const VARIABLE: u32 = 14;
         const DECLARATION_TAG: u32 = 17;
         let members = (self.info & 0xffff) as usize;
-        match self.kind() {
+        let rest = match self.kind() {
             INT | VARIABLE | DECLARATION_TAG => 4,
             ARRAY => 12,
             STRUCT | UNION | DATA_SECTION | ENUM64 => 12 * members,
             ENUM | FUNCTION_PROTOTYPE => 8 * members,
             _ => 0,
-        }
+        };
+        WORDS + rest
     }
 }
 
