@@ -151,7 +151,7 @@ fn remove_groups_of_the_dead(root: &Path) -> Result<()> {
 }
 
 /// Where the cgroup v2 hierarchy is mounted.
-fn root() -> Result<PathBuf> {
+pub(crate) fn root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     mounts
         .lines()

@@ -3,8 +3,8 @@
 //!
 //! # Layout
 //! - Waiting and doubt: [`wait`], [`skip`], [`noise`].
-//! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`], and a [`kernel`] that is
-//!   watched.
+//! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`], real containers by [`podman`], and a
+//!   [`kernel`] that is watched.
 //! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], the [`way`]
 //!   a test's connections take, and the simplest case of it, a [`front`].
 //! - The other ends: [`peer`]s at an [`address`], their [`readiness`], an [`echo`], and real [`server`]s.
@@ -21,6 +21,7 @@ pub mod noise;
 pub mod peer;
 pub mod place;
 pub mod pod;
+pub mod podman;
 pub mod process;
 pub mod readiness;
 pub mod server;

@@ -61,6 +61,16 @@ impl Place {
         Ok(place)
     }
 
+    /// The network namespace that a process is in, with its loopback up.
+    pub(crate) fn of_process(pid: u32, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        let namespace = File::open(&path).with_context(|| format!("open {path}"))?;
+        let namespace = Some(Arc::new(namespace));
+        let place = Self { namespace, mounts: None, resolver: None, ipv4, ipv6 };
+        place.ip("link set lo up")?;
+        Ok(place)
+    }
+
     /// The same place, where processes find a bpffs of its own, mounted at [`BPFFS`]: what they pin is seen
     /// by nobody else, and goes with the place. Needs root.
     pub fn with_bpffs(&self) -> Result<Self> {

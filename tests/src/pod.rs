@@ -23,19 +23,7 @@ impl Pod {
             Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1),
         )
         .context("make the pod's namespace")?;
-        let upstream = Place::isolated(
-            Ipv4Addr::new(10, 77, 0, 2),
-            Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2),
-        )
-        .context("make the upstream's namespace")?;
-        let other = upstream.path().context("find the upstream's namespace")?;
-        inside.ip(&format!("link add eth0 type veth peer name eth0 netns {other}"))?;
-        for place in [&inside, &upstream] {
-            place.ip(&format!("addr add {}/24 dev eth0", place.ipv4))?;
-            // Duplicate address detection would keep the address unusable for a second.
-            place.ip(&format!("addr add {}/64 dev eth0 nodad", place.ipv6))?;
-            place.ip("link set eth0 up")?;
-        }
+        let upstream = upstream_of(&inside)?;
         Ok(Self { inside, upstream })
     }
 
@@ -43,6 +31,22 @@ impl Pod {
     pub fn on_loopback() -> Self {
         Self { inside: Place::here(), upstream: Place::here() }
     }
+}
+
+/// A new place at the other end of a cable.
+pub(crate) fn upstream_of(inside: &Place) -> Result<Place> {
+    let upstream =
+        Place::isolated(Ipv4Addr::new(10, 77, 0, 2), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2))
+            .context("make the upstream's namespace")?;
+    let other = upstream.path().context("find the upstream's namespace")?;
+    inside.ip(&format!("link add eth0 type veth peer name eth0 netns {other}"))?;
+    for place in [inside, &upstream] {
+        place.ip(&format!("addr add {}/24 dev eth0", place.ipv4))?;
+        // Duplicate address detection would keep the address unusable for a second.
+        place.ip(&format!("addr add {}/64 dev eth0 nodad", place.ipv6))?;
+        place.ip("link set eth0 up")?;
+    }
+    Ok(upstream)
 }
 
 /// Whether we are root, which [`Pod::new`] needs.

@@ -8,6 +8,7 @@ mod check;
 mod command;
 mod cost;
 mod demo;
+mod image;
 mod kernels;
 mod packages;
 mod release;
@@ -37,6 +38,8 @@ enum Task {
     Demo,
     /// The ambassador beside no proxy and other proxies, measured in one interleaved run
     Bench(bench::Options),
+    /// The product as an OCI image
+    Image(image::Options),
     /// The product on Debian's other kernels, in virtual machines, and on this one: a Markdown table
     Kernels,
     /// Every test, against real peers where they are there; closes with one line of totals
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Check => check::run(),
         Task::Demo => demo::run(),
         Task::Bench(options) => bench::run(&options),
+        Task::Image(options) => image::run(&options),
         Task::Kernels => kernels::run(),
         Task::Test => test::run(),
     };

@@ -31,6 +31,11 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "python3",
     "util-linux",
     "valgrind",
+    // Real containers of the manifests.
+    "podman",
+    "crun",
+    "catatonit",
+    "busybox-static",
 ];
 
 /// What the benchmark measures the ambassador beside, and with.

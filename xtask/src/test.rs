@@ -4,18 +4,19 @@
 //! counted and explained; it is no failure.
 
 use std::collections::BTreeMap;
+use std::env::consts::ARCH;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ambassador_tests::ambassador::BINARY;
-use ambassador_tests::skip;
+use ambassador_tests::{podman, skip};
 use anyhow::{Context, Result, ensure};
 
 use crate::command::{self, cargo, shown, stdout_of, step};
 use crate::kernels::{self, Verdict};
-use crate::{packages, release, setup, workspace};
+use crate::{image, packages, release, setup, workspace};
 
 /// How long each fuzz target runs.
 const FUZZ_SECONDS: u32 = 20;
@@ -33,6 +34,9 @@ pub(crate) fn run() -> Result<()> {
     let mut tests = cargo();
     tests.args(["test", "--workspace", "--no-fail-fast"]);
     tests.env(BINARY, &binary).env(skip::LIST, skips.path());
+    let image = tempfile::NamedTempFile::new().context("create the image's archive")?;
+    image::write(&binary, ARCH, image.path())?;
+    tests.env(podman::IMAGE, image.path());
     let mut totals = Totals::default();
     totals.watch(&mut tests)?;
     let skips = std::fs::read_to_string(skips.path()).context("read the list of skipped tests")?;

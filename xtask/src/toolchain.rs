@@ -44,6 +44,11 @@ impl Target {
         Self { byte_order: ByteOrder::HOST, arch: ARCH.into() }
     }
 
+    /// A machine of the architectures that images are made for, which have one byte order.
+    pub(crate) fn of_image(arch: &str) -> Self {
+        Self { byte_order: ByteOrder::Bpfel, arch: arch.into() }
+    }
+
     /// Those this machine is not, and that between them differ from it in everything.
     pub(crate) fn others() -> [Self; 2] {
         let target = |byte_order, arch: &str| Self { byte_order, arch: arch.into() };
@@ -264,12 +269,12 @@ impl fmt::Display for Linker {
 }
 
 /// The flag that puts a short name for a directory into what the compiler writes.
-fn remapped(directory: &Path, name: &str) -> String {
+pub(crate) fn remapped(directory: &Path, name: &str) -> String {
     format!("--remap-path-prefix={}={name}", directory.display())
 }
 
 /// A directory named by a variable, or else one in the user's home.
-fn home(variable: &str, default: &str) -> PathBuf {
+pub(crate) fn home(variable: &str, default: &str) -> PathBuf {
     match std::env::var_os(variable) {
         Some(directory) => directory.into(),
         None => std::env::home_dir().unwrap_or_default().join(default),

@@ -7,7 +7,7 @@ use std::fs::{self, DirEntry};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::config::Cgroup;
 
@@ -104,16 +104,31 @@ fn above_own(mounts: &str, own: &str) -> Result<PathBuf> {
     } else {
         container
     };
-    let pod = container.parent().context("find the cgroup above the own one")?;
-    // Anywhere else the group above holds more than one Pod.
-    let name = pod.file_name().unwrap_or_default().to_string_lossy();
-    if !name.contains("pod") || name.starts_with("kubepods") && !name.contains("-pod") {
-        bail!(
-            "the cgroup above the own one, {}, is not a Pod's; name the one to attach to with --cgroup",
-            pod.display()
-        );
-    }
-    Ok(pod.to_owned())
+    // A container may have groups of its own within the one that its runtime made.
+    let above = container.ancestors().skip(1);
+    let mut above = above.take_while(|it| trees.iter().all(|(_, tree)| it != tree));
+    let pod = above.find(|it| is_pod(it));
+    // Any other group may hold more than one Pod.
+    pod.map(Path::to_owned).with_context(|| {
+        format!(
+            "none of the cgroups above the own one, {}, is a Pod's; name the one to attach to with --cgroup",
+            container.display()
+        )
+    })
+}
+
+/// Whether a group is that of a Pod, by the name that its runtime gave it:
+/// - kubelet, by itself: `kubepods/burstable/podUID`
+/// - kubelet, through systemd: `kubepods-burstable-podUID.slice`, below other slices for kind
+/// - podman, by itself: `libpod_parent/ID`
+/// - podman, through systemd: `machine-libpod_pod_ID.slice`, or `user-libpod_pod_ID.slice`
+fn is_pod(group: &Path) -> bool {
+    let name = |group: &Path| group.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (own, above) = (name(group), group.parent().map(name).unwrap_or_default());
+    let is_slice = own.ends_with(".slice");
+    own.starts_with("pod") && !is_slice
+        || is_slice && (own.contains("-pod") || own.contains("libpod_pod_"))
+        || above == "libpod_parent"
 }
 
 /// The root that a mount of cgroup v2 shows, and where.
@@ -204,11 +219,34 @@ mod tests {
         let mounts = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
         for own in ["0::/user.slice/session-1.scope\n", "0::/kubepods.slice/x.scope\n"] {
             let error = above_own(mounts, own).unwrap_err().to_string();
-            assert!(error.contains("not a Pod's"), "{error}");
+            assert!(error.contains("is a Pod's"), "{error}");
         }
-        let own = "0::/kubepods/burstable/pod1234/5678\n";
-        let pod = above_own(mounts, own).unwrap();
-        assert_eq!(pod, Path::new("/sys/fs/cgroup/kubepods/burstable/pod1234"));
+    }
+
+    #[test]
+    fn a_pod_is_known_by_the_names_of_every_runtime() {
+        let mounts = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+        for (pod, container) in [
+            // containerd and CRI-O, by kubelet itself and through systemd; the last is kind's.
+            ("kubepods/burstable/pod1234", "5678"),
+            ("kubepods/pod1234", "crio-5678"),
+            (
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod12_34.slice",
+                "cri-containerd-5678.scope",
+            ),
+            ("kubepods.slice/kubepods-pod12_34.slice", "crio-5678.scope/container"),
+            (
+                "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/\
+                 kubelet-kubepods-besteffort-pod12.slice",
+                "cri-containerd-5678.scope",
+            ),
+            // podman, by itself and through systemd.
+            ("libpod_parent/1234", "libpod-5678"),
+            ("machine.slice/machine-libpod_pod_1234.slice", "libpod-5678.scope/container"),
+        ] {
+            let found = above_own(mounts, &format!("0::/{pod}/{container}\n")).unwrap();
+            assert_eq!(found, Path::new("/sys/fs/cgroup").join(pod));
+        }
     }
 
     #[test]

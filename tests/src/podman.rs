@@ -1,0 +1,228 @@
+//! Pods as a node runs them: real containers of real manifests, by podman, with a cable to a place for
+//! their upstreams. Storage is the test's own, and everything is taken down with it.
+
+mod host;
+pub mod manifest;
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::place::Place;
+use crate::process::{self, Finished, Process};
+use crate::server;
+use host::Host;
+use manifest::Manifest;
+
+/// The variable that names the archive of the image, which `cargo xtask image` writes.
+pub const IMAGE: &str = "AMBASSADOR_IMAGE";
+
+/// For anything that podman does.
+const STEP: Duration = Duration::from_secs(60);
+/// What the containers of apps run: busybox, and nothing else.
+const APP: &str = "localhost/app:1";
+
+/// A podman with images for the ambassador and for apps.
+#[derive(Debug)]
+pub struct Podman {
+    directory: TempDir,
+    host: Host,
+    ambassador: String,
+}
+
+/// A Pod that runs.
+#[derive(Debug)]
+pub struct Played<'p> {
+    podman: &'p Podman,
+    manifest: Manifest,
+    /// Where its containers' sockets are.
+    pub inside: Place,
+    /// What they reach by their cable.
+    pub upstream: Place,
+}
+
+/// A [`Podman`] of the test's own, or a skipped test: where there can be none.
+#[macro_export]
+macro_rules! podman {
+    () => {{
+        if let Err(why) = $crate::podman::means() {
+            $crate::skip!("{why:#}");
+        }
+        $crate::podman::Podman::new()?
+    }};
+}
+
+/// Whether there can be a podman.
+pub fn means() -> Result<()> {
+    ensure!(crate::pod::is_root(), "real containers need root");
+    let programs =
+        ["podman", "crun", "catatonit", "busybox", "ip", "nsenter", "bpftool", "python3"];
+    if let Some(program) = server::missing(&programs) {
+        anyhow::bail!("{program} is not installed");
+    }
+    let image = std::env::var_os(IMAGE);
+    image.with_context(|| format!("{IMAGE} does not name what `cargo xtask image` has written"))?;
+    Ok(())
+}
+
+impl Podman {
+    /// With the image that the environment names.
+    pub fn new() -> Result<Self> {
+        let directory = tempfile::tempdir().context("create a directory for podman")?;
+        let host = Host::here(directory.path())?;
+        let mut podman = Self { directory, host, ambassador: String::new() };
+        let image = std::env::var_os(IMAGE).with_context(|| format!("find {IMAGE}"))?;
+        let loaded = podman.run(&["load".as_ref(), "--input".as_ref(), Path::new(&image)])?;
+        let name = loaded.lines().find_map(|line| line.strip_prefix("Loaded image: "));
+        podman.ambassador = name.context("find the name of the loaded image")?.trim().to_owned();
+        podman.import_app()?;
+        Ok(podman)
+    }
+
+    /// Starts the Pod of a manifest, as far as this podman understands it.
+    pub fn play(&self, text: &str) -> Result<Played<'_>> {
+        let manifest = Manifest::read(text, &self.ambassador, APP)?;
+        let path = self.directory.path().join(format!("{}.yaml", manifest.name));
+        fs::write(&path, manifest.for_podman()).context("write a manifest")?;
+        let mut play = vec!["kube", "play", "--network", "none", "--seccomp-profile-root"];
+        let profiles = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/seccomp");
+        play.extend([profiles, path.to_str().context("name the manifest")?]);
+        // Taken down also if it comes up by half.
+        let half = Half(self, &manifest.name);
+        self.run(&play)?;
+        let infra =
+            self.run(&["pod", "inspect", &manifest.name, "--format", "{{.InfraContainerID}}"])?;
+        let infra = self.inspect(infra.trim(), "{{.State.Pid}}")?;
+        let inside = Place::of_process(
+            infra.parse().context("read a pid")?,
+            Ipv4Addr::new(10, 77, 0, 1),
+            Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1),
+        )?;
+        let upstream = crate::pod::upstream_of(&inside)?;
+        std::mem::forget(half);
+        Ok(Played { podman: self, manifest, inside, upstream })
+    }
+
+    /// Runs podman to its end; its output, if it succeeds.
+    fn run<A: AsRef<std::ffi::OsStr>>(&self, arguments: &[A]) -> Result<String> {
+        process::run(self.command().args(arguments), STEP)
+    }
+
+    fn inspect(&self, container: &str, format: &str) -> Result<String> {
+        let found = self.run(&["inspect", "--type", "container", "--format", format, container])?;
+        Ok(found.trim().to_owned())
+    }
+
+    fn command(&self) -> Command {
+        let mut podman = self.host.command("podman");
+        for (flag, name) in [("--root", "root"), ("--runroot", "run")] {
+            podman.arg(flag).arg(self.directory.path().join(name));
+        }
+        podman.args(["--storage-driver", "vfs"]);
+        podman
+    }
+
+    fn import_app(&self) -> Result<()> {
+        let root = self.directory.path().join("app");
+        fs::create_dir_all(root.join("bin")).context("make the app's file system")?;
+        let busybox = process::run(Command::new("sh").args(["-c", "command -v busybox"]), STEP)?;
+        fs::copy(busybox.trim(), root.join("bin/busybox")).context("copy busybox")?;
+        for name in ["sh", "sleep", "nc", "wget", "cat", "id", "true", "false"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
+        }
+        let archive = self.directory.path().join("app.tar");
+        process::run(
+            Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."),
+            STEP,
+        )?;
+        self.run(&["import".as_ref(), "--quiet".as_ref(), archive.as_path(), Path::new(APP)])?;
+        Ok(())
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        // Of Pods that are gone; the images go with the directory.
+        if let Err(error) = self.run(&["pod", "rm", "--all", "--force", "--time", "0"]) {
+            eprintln!("take down what podman runs: {error:#}");
+        }
+    }
+}
+
+impl Played<'_> {
+    /// Runs a program in a container to its end.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<Finished> {
+        let name = self.container(container);
+        Process::start(self.podman.command().args(["exec", &name]).args(command))?.finish(STEP)
+    }
+
+    /// What a container has logged.
+    pub fn logs(&self, container: &str) -> Result<String> {
+        let logs =
+            Process::start(self.podman.command().args(["logs", &self.container(container)]))?;
+        let Finished { stdout, stderr, .. } = logs.finish(STEP)?;
+        Ok(stdout + &stderr)
+    }
+
+    /// The process of a container that was started first.
+    pub fn pid(&self, container: &str) -> Result<u32> {
+        let pid = self.podman.inspect(&self.container(container), "{{.State.Pid}}")?;
+        pid.parse().with_context(|| format!("read the pid of {container}"))
+    }
+
+    /// A container's cgroup as this process sees it.
+    pub fn cgroup(&self, container: &str) -> Result<PathBuf> {
+        let groups = format!("/proc/{}/cgroup", self.pid(container)?);
+        let groups = fs::read_to_string(&groups).with_context(|| format!("read {groups}"))?;
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+        Ok(crate::cgroup::root()?.join(own.context("find the cgroup of a container")?))
+    }
+
+    /// Ends a container by a signal.
+    pub fn kill(&self, container: &str, signal: &str) -> Result<()> {
+        self.podman.run(&["kill", "--signal", signal, &self.container(container)]).map(drop)
+    }
+
+    /// Starts a container again, as the kubelet does with one that has ended.
+    pub fn restart(&self, container: &str) -> Result<()> {
+        self.podman.run(&["start", &self.container(container)]).map(drop)
+    }
+
+    /// Deletes the Pod as the kubelet does: hooks first, then SIGTERM, then SIGKILL.
+    pub fn delete(self) -> Result<()> {
+        for (container, command) in &self.manifest.before_stop {
+            let words: Vec<_> = command.iter().map(String::as_str).collect();
+            self.exec(container, &words)?
+                .success()
+                .with_context(|| format!("preStop of {container}"))?;
+        }
+        let grace = self.manifest.grace.to_string();
+        self.podman.run(&["pod", "stop", "--time", &grace, &self.manifest.name])?;
+        self.podman.run(&["pod", "rm", "--force", &self.manifest.name]).map(drop)
+    }
+
+    /// What the node has at a path.
+    pub fn on_node(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        process::run(self.podman.host.command(program).args(arguments), STEP)
+    }
+
+    fn container(&self, name: &str) -> String {
+        format!("{}-{name}", self.manifest.name)
+    }
+}
+
+/// A Pod that is coming up.
+struct Half<'p>(&'p Podman, &'p str);
+
+impl Drop for Half<'_> {
+    fn drop(&mut self) {
+        let Self(podman, name) = self;
+        // It may not be there at all.
+        let _ = podman.run(&["pod", "rm", "--force", "--time", "0", name]);
+    }
+}

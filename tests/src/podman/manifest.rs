@@ -1,0 +1,156 @@
+//! A manifest as podman 4 understands it. What it does not know of Kubernetes is said in its own words or left
+//! to the test, which then does the kubelet's part; what the ambassador is given stays as it is.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
+
+/// As Kubernetes has it.
+const GRACE: u64 = 30;
+
+/// One Pod, with the ConfigMaps and Secrets that it refers to.
+#[derive(Debug)]
+pub struct Manifest {
+    /// The Pod's.
+    pub(super) name: String,
+    /// What containers run before they are ended.
+    pub(super) before_stop: Vec<(String, Vec<String>)>,
+    /// Seconds between SIGTERM and SIGKILL.
+    pub(super) grace: u64,
+    documents: Vec<Value>,
+}
+
+impl Manifest {
+    /// Reads documents of YAML: one Pod, or one of the kinds that make Pods, and what it refers to. Images are
+    /// replaced: the ambassador's, and those of apps.
+    pub(super) fn read(text: &str, ambassador: &str, app: &str) -> Result<Self> {
+        let mut documents: Vec<Value> =
+            serde_saphyr::from_multiple(text).context("read the manifest")?;
+        let is_pod = |it: &&mut Value| !matches!(it["kind"].as_str(), Some("ConfigMap" | "Secret"));
+        let mut pods = documents.iter_mut().filter(is_pod);
+        let document = pods.next().context("find a Pod in the manifest")?;
+        ensure!(pods.next().is_none(), "more than one Pod is in the manifest");
+        let name = document["metadata"]["name"].as_str().context("find its name")?.to_owned();
+        if document["kind"] != "Pod" {
+            let template = document["spec"]["template"].take();
+            *document = json!({ "metadata": template["metadata"], "spec": template["spec"] });
+            document["metadata"]["name"] = name.clone().into();
+        }
+        document["apiVersion"] = "v1".into();
+        document["kind"] = "Pod".into();
+        let spec = &mut document["spec"];
+        let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(GRACE);
+        let mut before_stop = Vec::new();
+        let mut annotations = Vec::new();
+        // A native sidecar is an init container that is not waited for.
+        let init = list(spec, "initContainers")?;
+        let (sidecars, init): (Vec<_>, Vec<_>) =
+            init.into_iter().partition(|it| it["restartPolicy"] == "Always");
+        let apps = list(spec, "containers")?;
+        let containers: Vec<_> = sidecars.into_iter().chain(apps).collect();
+        for (key, mut containers) in [("initContainers", init), ("containers", containers)] {
+            for container in &mut containers {
+                let image = container["image"].as_str().context("find a container's image")?;
+                let is_ours = image.contains("/ambassador:");
+                let name = container["name"].as_str().context("find its name")?.to_owned();
+                let of_container = container.as_object_mut().context("read a container")?;
+                of_container.insert("image".into(), if is_ours { ambassador } else { app }.into());
+                if !is_ours && key == "containers" {
+                    of_container.insert("command".into(), json!(["/bin/sleep", "1000000"]));
+                    of_container.remove("args");
+                }
+                for unknown in ["restartPolicy", "startupProbe", "readinessProbe", "livenessProbe"]
+                {
+                    of_container.remove(unknown);
+                }
+                if let Some(lifecycle) = of_container.remove("lifecycle") {
+                    let words = lifecycle["preStop"]["exec"]["command"].as_array();
+                    let words = words.context("find what preStop runs")?;
+                    let words = words.iter().filter_map(|word| word.as_str().map(str::to_owned));
+                    before_stop.push((name.clone(), words.collect()));
+                }
+                if let Some(profile) = profile(of_container.get("securityContext")) {
+                    annotations.push((name, profile));
+                }
+            }
+            spec[key] = containers.into();
+        }
+        for (container, profile) in annotations {
+            let key = format!("container.seccomp.security.alpha.kubernetes.io/{container}");
+            document["metadata"]["annotations"][key] = profile.into();
+        }
+        Ok(Self { name, before_stop, grace, documents })
+    }
+
+    pub(super) fn for_podman(&self) -> String {
+        // JSON is YAML.
+        self.documents.iter().map(|document| format!("---\n{document}\n")).collect()
+    }
+}
+
+fn list(spec: &mut Value, key: &str) -> Result<Vec<Value>> {
+    match spec.as_object_mut().and_then(|spec| spec.remove(key)) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) => Ok(list),
+        Some(other) => anyhow::bail!("{key} is no list: {other}"),
+    }
+}
+
+/// podman knows seccomp profiles by annotations only, as Kubernetes did before 1.19.
+fn profile(context: Option<&Value>) -> Option<String> {
+    let profile =
+        &context?.as_object().map(|it: &Map<String, Value>| it.get("seccompProfile"))??;
+    match profile["type"].as_str()? {
+        "Unconfined" => Some("unconfined".into()),
+        "Localhost" => Some(format!("localhost/{}", profile["localhostProfile"].as_str()?)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sidecar_of_a_deployment_becomes_a_container_and_loses_nothing_that_is_ours() -> Result<()>
+    {
+        let text = r#"
+kind: ConfigMap
+metadata: { name: settings }
+---
+kind: Deployment
+metadata: { name: orders }
+spec:
+  template:
+    spec:
+      terminationGracePeriodSeconds: 5
+      initContainers:
+        - { name: load, image: "localhost/ambassador:latest", args: [load] }
+        - name: ambassador
+          image: localhost/ambassador:latest
+          restartPolicy: Always
+          env: [{ name: A, value: b }]
+          lifecycle: { preStop: { exec: { command: [/ambassador, drain] } } }
+          securityContext: { runAsUser: 1, seccompProfile: { type: Unconfined } }
+      containers: [{ name: app, image: "elsewhere/app:9" }]
+"#;
+        let manifest = Manifest::read(text, "ours", "theirs")?;
+        assert_eq!((manifest.name.as_str(), manifest.grace), ("orders", 5));
+        assert_eq!(
+            manifest.before_stop,
+            [("ambassador".into(), vec!["/ambassador".into(), "drain".into()])]
+        );
+        let pod = &manifest.documents[1];
+        assert_eq!(
+            pod["spec"]["initContainers"],
+            json!([{ "name": "load", "image": "ours", "args": ["load"] }])
+        );
+        let ambassador = &pod["spec"]["containers"][0];
+        assert_eq!(ambassador["image"], "ours");
+        assert_eq!(ambassador["env"], json!([{ "name": "A", "value": "b" }]));
+        assert_eq!(ambassador["securityContext"]["runAsUser"], 1);
+        assert_eq!(pod["spec"]["containers"][1]["image"], "theirs");
+        let key = "container.seccomp.security.alpha.kubernetes.io/ambassador";
+        assert_eq!(pod["metadata"]["annotations"][key], "unconfined");
+        Ok(())
+    }
+}
