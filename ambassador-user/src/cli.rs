@@ -99,6 +99,18 @@ and as the first line of config.yaml:
         #[arg(long, value_name = "PATH", default_value = "auto", env = "AMBASSADOR_CGROUP")]
         cgroup: Cgroup,
     },
+    /// Measure what each tier reaches on this node, every byte checked, and say what to make of it
+    #[command(
+        after_help = "Nothing but this command's own connections on the loopback is touched, an ambassador that
+runs here least of all. Exit codes: 0 measured, 1 a load failed (a byte was lost or wrong, or nothing
+moved for five seconds).
+
+Examples:
+  ambassador bench
+  ambassador bench --route orders-db --config /etc/ambassador/config.yaml
+  ambassador bench --route 5432=orders-db.prod.svc:5432 --time 30s"
+    )]
+    Bench(BenchArgs),
     /// Load the kernel half, attach it to the pod's cgroup and pin it, for an ambassador without
     /// privileges to take over (in an init container)
     #[command(after_help = "Example, with the bpffs and the cgroup tree of the host mounted:
@@ -207,6 +219,27 @@ the same user in both):
     Probe(Probe),
 }
 
+/// What is measured, and for whom.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The route that the recommendation is for: its name in the configuration, or a route as `run` takes
+    /// it [default: any plain route]
+    #[arg(long, value_name = "ROUTE")]
+    pub route: Option<String>,
+    /// The configuration file of the route [env: AMBASSADOR_CONFIG]
+    #[arg(long, value_name = "FILE", requires = "route")]
+    pub config: Option<PathBuf>,
+    /// The pod's cgroup, or auto [default: what the configuration of the route says, else auto]
+    #[arg(long, value_name = "PATH", env = "AMBASSADOR_CGROUP")]
+    pub cgroup: Option<Cgroup>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How long it may take, about, from 1s to 5m
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = bench_time)]
+    pub time: Duration,
+}
+
 /// How a service is probed.
 #[derive(Debug, Subcommand)]
 pub enum Probe {
@@ -274,6 +307,10 @@ fn owner(text: &str) -> Result<Owner, Problem> {
 /// A time to wait for something, of at most an hour.
 fn timeout(text: &str) -> Result<Duration, Problem> {
     text.parse().map(|Within(time): Within<1, 3_600_000>| time)
+}
+
+fn bench_time(text: &str) -> Result<Duration, Problem> {
+    text.parse().map(|Within(time): Within<1000, 300_000>| time)
 }
 
 /// Where to ask for an ambassador that serves its probes on this address.

@@ -21,7 +21,7 @@ use crate::remote::ask;
 use crate::status::{ConnectionStatus, Status};
 use crate::tier::REQUIRED_TIER_MISSING;
 use crate::wait::{Until, wait};
-use crate::{check, daemon, exec, probe, telemetry, version};
+use crate::{bench, check, daemon, exec, probe, telemetry, version};
 
 /// Between two prints of `status --watch`.
 const WATCH: Duration = Duration::from_secs(1);
@@ -34,6 +34,11 @@ pub fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
             let report = Report::make(&cgroup);
             print(json, &report)?;
             return Ok(report.verdict(require));
+        }
+        Command::Bench(args) => {
+            let report = bench::bench(&args)?;
+            print(args.json, &report)?;
+            return Ok(report.verdict());
         }
         Command::Exec { probes, control, timeout, command } => {
             return exec::exec(&command, probes.admin_http, &control.control, timeout);

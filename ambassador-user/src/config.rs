@@ -31,7 +31,7 @@ pub(crate) use acceleration::InstanceText;
 pub(crate) use document::Document;
 pub(crate) use file::schema;
 pub(crate) use layer::{Draft, Layer, Policy, Said, Settings};
-pub(crate) use problem::Place;
+pub(crate) use problem::{Place, nearest, quote};
 pub(crate) use resolve::resolve;
 pub(crate) use value::{ControlText, HttpText, Within};
 

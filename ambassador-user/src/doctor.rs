@@ -9,7 +9,8 @@ use crate::config::{Cgroup, Tier};
 use crate::datapath;
 use crate::datapath::kernel;
 use crate::datapath::known_bad::{self, Known};
-use crate::datapath::selftest::Check;
+use crate::datapath::obstacle::Obstacle;
+use crate::datapath::selftest::{Check, Found};
 use crate::privileges;
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING, SOCKMAP_IS_NOTICED, TIERS};
 
@@ -37,6 +38,24 @@ struct Tried {
     detail: Option<String>,
 }
 
+/// What of the kernel tiers works by what was found, or why nothing could be.
+pub fn kernel_tiers(found: &Result<Found, Obstacle>) -> Ladder {
+    match found {
+        Ok(found) => Ladder {
+            no_direct: found.no_direct(),
+            no_sockmap: found.no_sockmap(),
+            no_sockmap_unasked: (!found.counts_waiting_bytes)
+                .then(|| SOCKMAP_IS_NOTICED.to_owned()),
+            ..Ladder::default()
+        },
+        Err(obstacle) => Ladder {
+            no_direct: Some(obstacle.to_string()),
+            no_sockmap: Some(obstacle.to_string()),
+            ..Ladder::default()
+        },
+    }
+}
+
 /// The kernel half.
 #[derive(Debug, Serialize)]
 struct Ebpf {
@@ -62,21 +81,11 @@ impl Report {
     /// Looks, by moving real bytes and loading the real programs; leaves nothing behind.
     pub fn make(cgroup: &Cgroup) -> Self {
         let object = datapath::object();
-        let (found, obstacle) = match kernel::examine(cgroup) {
-            Ok(found) => (Some(found), None),
-            Err(obstacle) => (None, Some(obstacle.to_string())),
-        };
-        let no_direct = found.as_ref().and_then(|found| found.no_direct());
-        let no_sockmap = found.as_ref().and_then(|found| found.no_sockmap());
-        let noticed = found.as_ref().is_some_and(|found| !found.counts_waiting_bytes);
-        let (direct, sockmap) = found.map_or_else(Default::default, |found| {
-            (found.direct, found.sockmap.unwrap_or_default())
-        });
-        let ladder = Ladder::probe(Ladder {
-            no_direct: obstacle.clone().or(no_direct),
-            no_sockmap: obstacle.clone().or(no_sockmap),
-            ..Ladder::default()
-        });
+        let found = kernel::examine(cgroup);
+        let ladder = Ladder::probe(kernel_tiers(&found));
+        let obstacle = found.as_ref().err().map(ToString::to_string);
+        let checks = |found: Found| (found.direct, found.sockmap.unwrap_or_default());
+        let (direct, sockmap) = found.map(checks).unwrap_or_default();
         let of = |tier: Tier| {
             move |Check { name, failure }| Tried {
                 tier: tier.to_string(),
@@ -103,8 +112,9 @@ impl Report {
                 .into_iter()
                 .map(|tier| {
                     let reason = ladder.obstacle(tier).map(str::to_owned);
-                    let note = (tier == Tier::Sockmap && reason.is_none() && noticed)
-                        .then(|| SOCKMAP_IS_NOTICED.to_owned());
+                    let note = (tier == Tier::Sockmap && reason.is_none())
+                        .then(|| ladder.no_sockmap_unasked.clone())
+                        .flatten();
                     Finding { tier: tier.to_string(), works: reason.is_none(), reason, note }
                 })
                 .collect(),

@@ -20,6 +20,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ::ambassador::bench::cpu::{Cpus, Strangers};
 use ::ambassador::bench::progress::Progress;
 use ambassador_tests::ambassador;
 use ambassador_tests::server::{find, missing};
@@ -28,7 +29,6 @@ use clap::{Args, ValueEnum};
 
 use crate::{packages, release, setup};
 use catalogue::{LOADS, Load, Service};
-use cpu::{Cpus, Strangers};
 use load::Scale;
 use machine::Machine;
 use report::Report;

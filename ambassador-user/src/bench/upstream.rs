@@ -3,8 +3,9 @@
 //! A connection's first byte says what it is for. [`ECHO`]: everything comes back, that byte
 //! included. [`UPLOAD`] and a length: one byte says "go", that many bytes of the
 //! [pattern](super::pattern) follow, and the answer is how many were right. [`DOWNLOAD`] and a
-//! length: that many bytes of the pattern come. Lengths are eight bytes, little-endian; no end of a
-//! stream carries a meaning, because not every proxy passes a half-close on.
+//! length: that many bytes of the pattern come. [`PEER`]: the port it came from comes, two bytes. Numbers
+//! are little-endian, lengths of eight bytes; no end of a stream carries a meaning, because not every proxy
+//! passes a half-close on.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -23,6 +24,8 @@ pub const ECHO: u8 = b'E';
 pub const UPLOAD: u8 = b'U';
 /// First byte of a connection that fetches bytes.
 pub const DOWNLOAD: u8 = b'D';
+/// First byte of a connection that asks which it is: where nobody is in between, its client knows.
+pub const PEER: u8 = b'P';
 
 /// Enough for connections that arrive in a burst.
 const BACKLOG: i32 = 4096;
@@ -129,6 +132,7 @@ fn serve(mut client: TcpStream) -> io::Result<()> {
             let length = read_length(&mut client, length)?;
             pour(&mut client, length)
         }
+        [PEER, ..] => client.write_all(&client.peer_addr()?.port().to_le_bytes()),
         [other, ..] => Err(io::Error::new(io::ErrorKind::InvalidData, format!("byte {other}"))),
     }
 }

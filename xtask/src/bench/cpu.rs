@@ -1,46 +1,11 @@
-//! CPUs: which ones a measurement runs on, and how long they and a process were busy.
+//! What a measurement costs: how long its CPUs and the processes of a proxy were busy.
 
-use std::fmt::Display;
-use std::fs;
-use std::io;
-use std::mem;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use ambassador::bench::cpu::{Busy, Cpus, running, times_of};
+use anyhow::Result;
 
 use super::family;
-
-/// The CPU of the pod (clients and proxies) and that of the upstream. One CPU each, because waking
-/// an idle virtual CPU costs tens of microseconds and would be most of every round trip.
-#[derive(Clone, Copy)]
-pub(crate) struct Cpus {
-    /// Where the clients and the proxy run.
-    pub(crate) pod: usize,
-    /// Where the servers run.
-    pub(crate) upstream: usize,
-}
-
-impl Cpus {
-    /// The first two CPUs that this process may use; both the same if there is but one.
-    pub(crate) fn choose() -> Result<Self> {
-        let set = affinity()?;
-        let mut allowed = (0..libc::CPU_SETSIZE as usize).filter(|&cpu| contains(&set, cpu));
-        let pod = allowed.next().context("find a CPU that may be used")?;
-        Ok(Self { pod, upstream: allowed.next().unwrap_or(pod) })
-    }
-}
-
-/// Binds the calling thread, and what it starts, to one CPU.
-pub(crate) fn pin(cpu: usize) -> Result<()> {
-    // SAFETY: a `cpu_set_t` is a bit array: all zeroes is the empty set.
-    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: the macro panics if the index is beyond the set, and only changes the set.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: the pointer and the size describe `set`, which the kernel only reads.
-    let done = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
-    ensure!(done == 0, "pin to CPU {cpu}: {}", io::Error::last_os_error());
-    Ok(())
-}
 
 /// What something cost.
 #[derive(Clone, Copy)]
@@ -56,20 +21,16 @@ pub(crate) struct Spent {
 /// Seconds of CPU time since the machine and the proxy were started, at one time.
 pub(crate) struct Reading {
     at: Instant,
-    machine: f64,
-    upstream: f64,
+    busy: Busy,
     proxy: Option<f64>,
 }
 
 impl Reading {
     /// What these CPUs and the proxy, if there is one, have taken until now.
     pub(crate) fn now(cpus: Cpus, proxy: Option<u32>) -> Result<Self> {
-        let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
-        let upstream = busy_of_cpu(&stat, cpus.upstream).context("read the CPUs in /proc/stat")?;
-        let pod = busy_of_cpu(&stat, cpus.pod).context("read the CPUs in /proc/stat")?;
-        let machine = if cpus.pod == cpus.upstream { pod } else { pod + upstream };
+        let busy = Busy::now(cpus)?;
         let proxy = proxy.map(of_family).transpose()?;
-        Ok(Self { at: Instant::now(), machine, upstream, proxy })
+        Ok(Self { at: Instant::now(), busy, proxy })
     }
 }
 
@@ -78,41 +39,12 @@ impl Spent {
     pub(crate) fn between((before, after): (Reading, Reading)) -> Self {
         let took = (after.at - before.at).as_secs_f64();
         Self {
-            machine: after.machine - before.machine,
+            machine: after.busy.both - before.busy.both,
             proxy: after.proxy.zip(before.proxy).map(|(after, before)| after - before),
-            upstream_busy: (after.upstream - before.upstream) / took,
+            upstream_busy: (after.busy.upstream - before.busy.upstream) / took,
         }
     }
 }
-
-/// How busy others keep the CPUs that are measured.
-pub(crate) struct Strangers {
-    cpus: Cpus,
-    start: Instant,
-    before: f64,
-}
-
-impl Strangers {
-    /// Starts watching.
-    pub(crate) fn watch(cpus: Cpus) -> Result<Self> {
-        Ok(Self { cpus, start: Instant::now(), before: Self::spent(cpus)? })
-    }
-
-    /// How many CPUs, on average, worked for somebody else since the start.
-    pub(crate) fn share(&self) -> Result<f64> {
-        let spent = Self::spent(self.cpus)? - self.before;
-        Ok(spent.max(0.0) / self.start.elapsed().as_secs_f64())
-    }
-
-    /// What is busy but was not spent by this process or its children that have ended.
-    fn spent(cpus: Cpus) -> Result<f64> {
-        let own = times_of("self")?;
-        Ok(Reading::now(cpus, None)?.machine - own.into_iter().sum::<f64>())
-    }
-}
-
-/// The kernel counts in hundredths of a second for user space, on every architecture.
-const TICKS: f64 = 100.0;
 
 /// What a process and its descendants have taken, those that have ended included.
 fn of_family(process: u32) -> Result<f64> {
@@ -120,74 +52,7 @@ fn of_family(process: u32) -> Result<f64> {
     let mut sum = user + system;
     for member in family::of(process) {
         // One that has ended meanwhile is left to the next reading, where its parent has its time.
-        sum += running(member).unwrap_or(0.0);
+        sum += running(member).map_or(0.0, |it| it.as_secs_f64());
     }
     Ok(sum)
-}
-
-/// What the threads of a process have taken, in finer units than `stat` counts in: a process for each
-/// connection may take less than one of those.
-fn running(process: u32) -> io::Result<f64> {
-    let mut nanoseconds = 0.0;
-    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-        let said = fs::read_to_string(thread?.path().join("schedstat"))?;
-        nanoseconds += said.split(' ').next().and_then(|it| it.parse().ok()).unwrap_or(0.0);
-    }
-    Ok(nanoseconds / 1e9)
-}
-
-/// user + nice + system + irq + softirq of one CPU: all but idle, waiting and stolen time.
-fn busy_of_cpu(stat: &str, cpu: usize) -> Option<f64> {
-    let mut fields =
-        stat.lines().find_map(|line| line.strip_prefix(&format!("cpu{cpu} ")))?.split_whitespace();
-    let mut next = || fields.next()?.parse::<f64>().ok();
-    let (user, nice, system) = (next()?, next()?, next()?);
-    let (_idle, _waiting) = (next()?, next()?);
-    Some((user + nice + system + next()? + next()?) / TICKS)
-}
-
-/// utime, stime, and those of its children that have ended.
-fn times_of(process: impl Display) -> Result<[f64; 4]> {
-    let path = format!("/proc/{process}/stat");
-    let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    times_in(&stat).with_context(|| format!("find the times in {path}"))
-}
-
-fn times_in(stat: &str) -> Option<[f64; 4]> {
-    // The name may hold spaces and parentheses; state and the numbers come after its last one.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let mut next = || Some(fields.next()?.parse::<f64>().ok()? / TICKS);
-    Some([next()?, next()?, next()?, next()?])
-}
-
-fn affinity() -> Result<libc::cpu_set_t> {
-    // SAFETY: a `cpu_set_t` is a bit array: all zeroes is the empty set.
-    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: the pointer and the size describe `set`, which the kernel fills.
-    let done = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
-    ensure!(done == 0, "read the CPUs that may be used: {}", io::Error::last_os_error());
-    Ok(set)
-}
-
-fn contains(set: &libc::cpu_set_t, cpu: usize) -> bool {
-    // SAFETY: the macro panics if the index is beyond the set, and only reads the set.
-    unsafe { libc::CPU_ISSET(cpu, set) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn idle_waiting_and_stolen_time_is_not_busy() {
-        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 20 300 5000 600 7 80 9 0 0\n";
-        assert_eq!(busy_of_cpu(stat, 0), Some(5.07));
-        assert_eq!(busy_of_cpu(stat, 1), None);
-    }
-
-    #[test]
-    fn a_process_may_have_a_strange_name() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 20 20 0 1 0 5 6 7";
-        assert_eq!(times_in(stat), Some([2.5, 0.5, 0.0, 0.2]));
-    }
 }

@@ -13,13 +13,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ambassador::bench::cpu::Cpus;
 use ambassador::bench::latency::Latency;
 use ambassador::bench::load::{self, connections, round_trips, transfer};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Kind, Load};
-use super::cpu::{Cpus, Reading, Spent};
+use super::cpu::{Reading, Spent};
 
 /// One number that a load gives.
 #[derive(Debug)]

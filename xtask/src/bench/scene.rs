@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use ambassador::bench::cpu::{self, Cpus};
 use ambassador::bench::upstream::Upstream;
 use ambassador_tests::place::Place;
 use ambassador_tests::pod::{Pod, is_root};
@@ -15,7 +16,6 @@ use ambassador_tests::server::redis::Redis;
 use anyhow::{Context, Result};
 
 use super::catalogue::{Load, Service};
-use super::cpu::{self, Cpus};
 use super::load::{Outcome, Scale, Target, pgbench};
 use super::subject::{Order, Subject};
 
