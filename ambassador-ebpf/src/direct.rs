@@ -134,7 +134,7 @@ fn redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<&Add
 
 #[inline(always)]
 fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<&Address, Miss> {
-    // SAFETY: elements change only while nothing is in force.
+    // SAFETY: an element that is deleted is not used again while a hook may read it.
     let route = unsafe { LISTENERS.get(original) }.ok_or(Miss::NotOurs)?;
     let settings = SETTINGS.get(0).ok_or(Miss::NotOurs)?;
     // SAFETY: takes nothing.
@@ -149,7 +149,7 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
     }
     let table = table(*route).ok_or(Miss::NoTarget)?;
     let of_route = state(&TargetKey::of_route(table.route)).ok_or(Miss::NoRoom)?;
-    // SAFETY: elements of routes stay.
+    // SAFETY: elements of routes stay while their tables are in force, and until hooks that saw those have ended.
     let Target { active, chosen: turn, .. } = unsafe { *of_route };
     let carried = CARRIED.get(*route).map_or(0, |&carried| u64::from(carried));
     if active + carried >= u64::from(table.limit) {

@@ -15,7 +15,8 @@ use aya_ebpf::maps::{Array, HashMap, RingBuf};
 #[map]
 pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
-/// Written by user space while nothing is in force; read by the connect hooks; deleted by user space.
+/// Written by user space; read by the connect hooks; deleted by user space, which adds nothing afterwards until
+/// hooks that may be reading what was deleted have ended.
 #[map]
 pub(crate) static LISTENERS: HashMap<Address, u32> =
     HashMap::with_max_entries(2 * MOST_ROUTES, BPF_F_NO_PREALLOC);

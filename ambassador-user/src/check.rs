@@ -37,7 +37,7 @@ struct Row {
 
 impl Display for Meaning<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Resolved { config, warnings, origins } = self.0;
+        let Resolved { config, warnings, origins, .. } = self.0;
         let mut rows = settings(config);
         for row in &mut rows {
             row.origin = origins.get(&row.name).map_or("default".into(), |by| format!("from {by}"));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use self::config::ConfigArgs;
+pub use self::config::{ConfigArgs, Source};
 use crate::config::{Cgroup, ControlText, HttpText, Problem, Target, Tier, TierLimit, Within};
 use crate::datapath::pins::Owner;
 use crate::telemetry::{LogFilter, LogFormat};
@@ -205,6 +205,13 @@ the same user in both):
     Drain(ControlArgs),
     /// End the running ambassador at once; connections that are open are cut
     Shutdown(ControlArgs),
+    /// Have the running ambassador read its configuration file again; exit 78 if that is bad, and what ran
+    /// before runs on
+    #[command(after_help = "It does so by itself when the file changes, and at SIGHUP.
+
+Example:
+  ambassador reload")]
+    Reload(ControlArgs),
     /// Change what the running ambassador logs
     #[command(after_help = "Example:
   ambassador log-level debug")]

@@ -12,11 +12,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::admin::control::Request;
-use crate::cli::{Cli, Command, ConfigArgs, LogArgs, Probe};
+use crate::cli::{Cli, Command, ConfigArgs, LogArgs, Probe, Source};
 use crate::config::{Environment, InstanceText, Tier};
 use crate::datapath::kernel;
 use crate::datapath::pins::{Owner, Pins};
 use crate::doctor::Report;
+use crate::reload::{Outcome, Refusal};
 use crate::remote::ask;
 use crate::status::{ConnectionStatus, Status};
 use crate::tier::REQUIRED_TIER_MISSING;
@@ -29,7 +30,7 @@ const WATCH: Duration = Duration::from_secs(1);
 /// Performs one command; an error is one line for people.
 pub fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
     match command {
-        Command::Run(config) => return run(&config, &log),
+        Command::Run(config) => return run(config, &log),
         Command::Doctor { json, require, cgroup } => {
             let report = Report::make(&cgroup);
             print(json, &report)?;
@@ -74,6 +75,7 @@ pub fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
         }
         Command::Drain(control) => order(&control.control, &Request::Drain {})?,
         Command::Shutdown(control) => order(&control.control, &Request::Shutdown {})?,
+        Command::Reload(control) => return reload(&control.control),
         Command::LogLevel { level, control } => {
             order(&control.control, &Request::LogLevel { level })?;
         }
@@ -82,11 +84,12 @@ pub fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run(config: &ConfigArgs, log: &LogArgs) -> Result<ExitCode> {
-    let (config, warnings) = config.load(&Environment::of_process())?;
+fn run(config: ConfigArgs, log: &LogArgs) -> Result<ExitCode> {
+    let source = Source::new(config);
+    let resolved = source.read()?;
     let telemetry = telemetry::start(log.log_format, log.log_level.as_ref())?;
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    Ok(daemon::run(&config, &telemetry).unwrap_or_else(|error| {
+    resolved.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(daemon::run(source, resolved, &telemetry).unwrap_or_else(|error| {
         tracing::error!("cannot start: {error:#}");
         ExitCode::FAILURE
     }))
@@ -138,6 +141,16 @@ fn explain(route: Option<&str>, control: &Path) -> Result<()> {
     explained.try_for_each(|route| say(&route.explanation()))?;
     status.known_bugs.iter().try_for_each(|bug| say(&format!("sockmap: {bug}")))?;
     status.explanation_of_misses().map_or(Ok(()), |misses| say(&misses))
+}
+
+fn reload(control: &Path) -> Result<ExitCode> {
+    match ask(control, &Request::Reload {})? {
+        Outcome::Done(changes) => say(&changes.to_string()).map(|()| ExitCode::SUCCESS),
+        Outcome::Refused(Refusal { why, code }) => {
+            eprintln!("ambassador: not reloaded, and what ran before runs on: {why}");
+            Ok(ExitCode::from(code))
+        }
+    }
 }
 
 fn order(control: &Path, request: &Request) -> Result<()> {

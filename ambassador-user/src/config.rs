@@ -35,6 +35,9 @@ pub(crate) use problem::{Place, nearest, quote};
 pub(crate) use resolve::resolve;
 pub(crate) use value::{ControlText, HttpText, Within};
 
+/// The exit code that says it is bad (EX_CONFIG of sysexits.h).
+pub const BAD_CONFIG: u8 = 78;
+
 /// The whole configuration of one ambassador.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {

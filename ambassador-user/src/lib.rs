@@ -4,8 +4,8 @@
 //!
 //! *Edge*, for people and probes: [`cli`] and one module per command; [`admin`], [`status`],
 //! [`metrics`], [`sockets`], [`telemetry`].
-//! *Control*, what should be true: [`config`], [`route`], [`upstream`], [`tier`], [`drain`], and
-//! [`daemon`], which brings everything up and down.
+//! *Control*, what should be true: [`config`], [`reload`], [`listeners`], [`route`], [`upstream`], [`tier`],
+//! [`room`], [`drain`], and [`daemon`], which brings everything up and down.
 //! *Data*, the bytes: [`proxy`], which knows nothing of the kernel tiers; [`datapath`], which is the
 //! kernel tiers and the only module that knows aya.
 
@@ -34,7 +34,10 @@ pub mod telemetry;
 pub mod config;
 pub mod direct;
 pub mod drain;
+pub mod listeners;
 pub mod privileges;
+pub mod reload;
+pub mod room;
 pub mod route;
 pub mod throttle;
 pub mod tier;

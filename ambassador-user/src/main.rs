@@ -4,11 +4,8 @@ use std::process::ExitCode;
 
 use ambassador::cli::Cli;
 use ambassador::commands::perform;
-use ambassador::config::ConfigError;
+use ambassador::config::{BAD_CONFIG, ConfigError};
 use clap::Parser;
-
-/// Bad configuration (EX_CONFIG of sysexits.h).
-const BAD_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     perform(Cli::parse()).unwrap_or_else(|error| {

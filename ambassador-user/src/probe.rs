@@ -20,10 +20,10 @@ pub fn tcp(target: Target, timeout: Duration) -> Result<()> {
         connect: config::Connect { timeout, ..Default::default() },
         dns: config::Dns::default(),
     };
-    let upstream = Upstream::new(&upstream, &mut names);
+    let upstream = Upstream::new(&Arc::new(upstream), None, &mut names);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        names.watch();
+        names.ask_for(std::iter::once(&*upstream));
         connect(&upstream, &As::App).await.map(drop)
     })
 }

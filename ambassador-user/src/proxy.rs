@@ -13,14 +13,24 @@ pub mod shortcut;
 pub mod socket;
 pub mod splice;
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::drain::Drain;
 use crate::route::Route;
 use connection::Connections;
 use listener::Listener;
 use shortcut::Shortcuts;
+use socket::Socket;
 use splice::PipePool;
+
+/// How long a listener that is about to close waits for handshakes that have begun. On loopback they are a
+/// matter of the client's system call.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(20);
 
 /// What every accept loop shares.
 #[derive(Debug, Clone, Default)]
@@ -31,18 +41,43 @@ pub struct Shared {
     pub shortcuts: Option<Arc<dyn Shortcuts>>,
 }
 
-/// Accepts the connections of one listen address until the drain closes it.
-pub async fn serve(route: Arc<Route>, listener: Listener, shared: Shared, drain: Drain) {
-    loop {
-        let (socket, peer) = tokio::select! {
-            // Whoever is already in the queue when the drain closes it is still served.
-            biased;
-            accepted = listener.accept() => accepted,
-            () = drain.closed() => break,
-        };
+/// Accepts the connections of one listen address, for the route that has it at the time, until the drain
+/// closes it or no route has it any more. Whoever is in the queue by then is still served.
+pub async fn serve(
+    listener: Arc<Listener>,
+    route: watch::Receiver<Arc<Route>>,
+    shared: Shared,
+    drain: Drain,
+) {
+    let carry = |(socket, peer)| {
+        let route = Arc::clone(&route.borrow());
         match route.admit() {
             Some(admission) => shared.connections.spawn(admission, socket, peer, &shared),
-            None => socket.reset(),
+            None => Socket::reset(socket),
+        }
+    };
+    let mut given_up = route.clone();
+    let given_up = async { while given_up.changed().await.is_ok() {} };
+    let mut closed = pin!(async {
+        tokio::select! {
+            () = drain.closed() => {}
+            () = given_up => {}
+        }
+    });
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut closed => break,
+            accepted = listener.accept() => carry(accepted),
+        }
+    }
+    listener.let_nobody_in();
+    let mut over = pin!(sleep(LAST_HANDSHAKES));
+    loop {
+        tokio::select! {
+            biased;
+            accepted = listener.accept() => carry(accepted),
+            () = &mut over => break,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The running ambassador, as probes, metrics and the control socket see it.
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -12,21 +14,25 @@ use crate::direct::plan::loopback;
 use crate::drain::{Drain, Phase};
 use crate::metrics::Metrics;
 use crate::proxy::connection::Connections;
-use crate::route::Route;
-use crate::tier::Ladder;
+use crate::reload::Loaded;
+use crate::route::{Route, Standings};
 
 /// What is in service.
 pub struct Service {
-    pub routes: Vec<Arc<Route>>,
-    pub ladder: Ladder,
+    routes: RwLock<Arc<[Arc<Route>]>>,
+    pub standings: Standings,
+    limits: Mutex<Limits>,
     /// The tables of the routes that are carried by `direct`, if any can be.
     pub direct: Option<Arc<Direct>>,
     /// The way past us for routes that are relayed by `sockmap`, if there is one.
     pub sockmap: Option<Arc<Sockmap>>,
+    enrolled: Mutex<HashMap<SocketAddr, Enrol>>,
     pub connections: Arc<Connections>,
     pub metrics: Metrics,
     pub drain: Drain,
     pub started: Instant,
+    /// What is told of the configuration.
+    pub loaded: Mutex<Loaded>,
 }
 
 /// What people ask of it over the control socket.
@@ -36,18 +42,84 @@ pub enum Order {
     Shutdown,
 }
 
+/// The tiers that people keep routes to. A reload does not undo that.
+#[derive(Debug, Default)]
+struct Limits {
+    all: TierLimit,
+    /// Of those that were told apart since.
+    routes: HashMap<Arc<str>, TierLimit>,
+}
+
 impl Service {
+    /// With no route yet.
+    pub fn new(
+        direct: Option<Arc<Direct>>,
+        sockmap: Option<Arc<Sockmap>>,
+        metrics: Metrics,
+        drain: Drain,
+        loaded: Loaded,
+    ) -> Self {
+        Self {
+            routes: RwLock::new(Arc::new([])),
+            standings: Standings::default(),
+            limits: Mutex::default(),
+            direct,
+            sockmap,
+            enrolled: Mutex::default(),
+            connections: Arc::default(),
+            metrics,
+            drain,
+            started: Instant::now(),
+            loaded: Mutex::new(loaded),
+        }
+    }
+
+    pub fn routes(&self) -> Arc<[Arc<Route>]> {
+        Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the routes; what carries them is up to [`Service::follow`].
+    pub fn replace(&self, routes: Arc<[Arc<Route>]>) {
+        let names: HashSet<_> = routes.iter().map(|route| Arc::clone(&route.name)).collect();
+        let mut limits = self.limits();
+        limits.routes.retain(|name, _| names.contains(name));
+        routes.iter().for_each(|route| route.limit(limits.of(&route.name)));
+        let mut in_force = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *in_force, routes);
+        before.iter().filter(|route| !names.contains(&route.name)).for_each(|route| route.retire());
+    }
+
+    /// Has the kernel carry the routes as they are now.
+    pub async fn follow(&self) -> Result<()> {
+        if let Some(direct) = self.direct.clone() {
+            let routes = self.routes();
+            // It may wait for the kernel.
+            let changed = tokio::task::spawn_blocking(move || direct.change(&routes));
+            changed.await.context("change the kernel's tables")??;
+        }
+        self.enrol()
+    }
+
     /// Keeps new connections of a route, or of `all`, to a tier. Connections that are open stay, but
     /// shortcuts that the tier does not allow close.
     pub fn limit(&self, name: &str, limit: TierLimit) -> Result<()> {
+        let routes = self.routes();
         let meant = |route: &&Arc<Route>| name == "all" || *route.name == *name;
-        let mut routes = self.routes.iter().filter(meant).peekable();
+        let mut limited = routes.iter().filter(meant).peekable();
         ensure!(
-            routes.peek().is_some(),
+            limited.peek().is_some(),
             "there is no route {name:?}; there are {}",
-            self.routes.iter().map(|route| &*route.name).collect::<Vec<_>>().join(", ")
+            routes.iter().map(|route| &*route.name).collect::<Vec<_>>().join(", ")
         );
-        routes.for_each(|route| route.limit(limit, &self.ladder));
+        {
+            let mut limits = self.limits();
+            if name == "all" {
+                *limits = Limits { all: limit, routes: HashMap::new() };
+            } else {
+                limits.routes.insert(name.into(), limit);
+            }
+            limited.for_each(|route| route.limit(limit));
+        }
         if let Some(direct) = &self.direct {
             direct.update();
         }
@@ -57,22 +129,26 @@ impl Service {
     }
 
     /// Has clients enrolled for the routes that are relayed by `sockmap`, and for no others.
-    pub fn enrol(&self) -> Result<()> {
+    fn enrol(&self) -> Result<()> {
         let Some(sockmap) = &self.sockmap else { return Ok(()) };
-        for route in &self.routes {
-            let whom = match route.relay() {
-                Tier::Sockmap if route.meant().tier == TierLimit::AtMost(Tier::Sockmap) => {
-                    Enrol::Anybody
-                }
+        let mut wanted = HashMap::new();
+        for route in self.routes().iter().filter(|route| route.relay() == Tier::Sockmap) {
+            let whom = match route.meant().tier {
+                TierLimit::AtMost(Tier::Sockmap) => Enrol::Anybody,
                 // Where somebody vouches for all clients, too: one that blocks all the same is left alone.
-                Tier::Sockmap => Enrol::Unnoticed,
-                _ => Enrol::Nobody,
+                _ => Enrol::Unnoticed,
             };
-            if whom != Enrol::Nobody {
-                route.prepares_clients();
-            }
-            for address in route.meant().listen.iter().flat_map(loopback) {
-                sockmap.enrol(address, whom).with_context(|| format!("route {}", route.name))?;
+            route.prepares_clients();
+            wanted.extend(route.meant().listen.iter().flat_map(loopback).map(|it| (it, whom)));
+        }
+        let mut enrolled = self.enrolled.lock().unwrap_or_else(PoisonError::into_inner);
+        for (address, _) in enrolled.extract_if(|address, _| !wanted.contains_key(address)) {
+            sockmap.enrol(address, Enrol::Nobody)?;
+        }
+        for (address, whom) in wanted {
+            if enrolled.get(&address) != Some(&whom) {
+                sockmap.enrol(address, whom).with_context(|| format!("at {address}"))?;
+                enrolled.insert(address, whom);
             }
         }
         Ok(())
@@ -82,17 +158,28 @@ impl Service {
     pub async fn settle(&self) {
         self.connections.settle();
         let in_flight = self.connections.in_flight();
-        for route in &self.routes {
+        for route in self.routes().iter() {
             route.metrics.has_in_flight(in_flight.get(&route.name).copied().unwrap_or(0));
         }
         if let Some(direct) = self.direct.clone() {
             // It asks the kernel for all sockets, which is not for a thread of the runtime.
             let _ = tokio::task::spawn_blocking(move || direct.settle()).await;
         }
+        self.standings.sweep();
     }
 
     /// Bound, configured, and not about to end.
     pub fn ready(&self) -> bool {
         self.drain.phase() == Phase::Serving
+    }
+
+    fn limits(&self) -> MutexGuard<'_, Limits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Limits {
+    fn of(&self, route: &str) -> TierLimit {
+        self.routes.get(route).copied().unwrap_or(self.all)
     }
 }

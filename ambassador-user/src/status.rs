@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,11 +24,34 @@ pub struct Status {
     pub uptime_seconds: u64,
     pub user: u32,
     pub capabilities: String,
+    pub config: ConfigStatus,
     pub routes: Vec<RouteStatus>,
     /// Connections that the connect hooks left to the listeners, by the reason; none without `direct`.
     pub direct_missed: BTreeMap<String, u64>,
     /// Those of this kernel that `sockmap` may meet, if it can be used.
     pub known_bugs: Vec<String>,
+}
+
+/// The configuration in force.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Null if flags and variables say everything.
+    pub file: Option<String>,
+    /// Of that file's text.
+    pub sha256: Option<String>,
+    /// When it was put in force.
+    pub loaded: String,
+    /// What of it is not, before a restart.
+    pub needs_restart: Vec<String>,
+    /// Since then: what was refused last.
+    pub refused: Option<RefusedStatus>,
+}
+
+/// A configuration that was refused.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    pub at: String,
+    pub why: String,
 }
 
 /// One route.
@@ -82,6 +106,7 @@ impl Status {
             uptime_seconds: service.started.elapsed().as_secs(),
             user: privileges::effective_user(),
             capabilities: privileges::held(),
+            config: ConfigStatus::of(service),
             direct_missed: service
                 .direct
                 .iter()
@@ -95,7 +120,7 @@ impl Status {
                 .map(|bug| bug.to_string())
                 .collect(),
             routes: service
-                .routes
+                .routes()
                 .iter()
                 .map(|route| {
                     let (bytes_up, bytes_down) = route.metrics.bytes();
@@ -130,6 +155,36 @@ impl Status {
                 })
                 .collect(),
         }
+    }
+}
+
+impl ConfigStatus {
+    fn of(service: &Service) -> Self {
+        let loaded = service.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let shown = |time| humantime::format_rfc3339_seconds(time).to_string();
+        Self {
+            file: loaded.file.map(|file| file.display().to_string()),
+            sha256: loaded.sha256,
+            loaded: shown(loaded.at),
+            needs_restart: loaded.needs_restart,
+            refused: loaded.refusal.map(|(at, why)| RefusedStatus { at: shown(at), why }),
+        }
+    }
+}
+
+impl fmt::Display for ConfigStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.as_deref().unwrap_or("flags and variables");
+        let digest = self.sha256.as_deref().unwrap_or_default();
+        let digest = digest.get(..12).map(|start| format!(" (sha256 {start}...)"));
+        writeln!(f, "config {file}{}, since {}", digest.unwrap_or_default(), self.loaded)?;
+        if !self.needs_restart.is_empty() {
+            writeln!(f, "config needs a restart for {}", self.needs_restart.join(", "))?;
+        }
+        if let Some(RefusedStatus { at, why }) = &self.refused {
+            writeln!(f, "config refused at {at}: {why}")?;
+        }
+        Ok(())
     }
 }
 
@@ -173,6 +228,7 @@ impl fmt::Display for Status {
         let uptime = humantime::format_duration(Duration::from_secs(self.uptime_seconds));
         writeln!(f, "ambassador {}: {phase}, up {uptime}", self.version)?;
         writeln!(f, "user {}, capabilities {}", self.user, self.capabilities)?;
+        write!(f, "{}", self.config)?;
         for route in &self.routes {
             writeln!(f, "\n{} on {}", route.name, route.listen.join(", "))?;
             writeln!(f, "  tier         {}", route.carried())?;

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Clients, Config, Listen, Target, Tier, TierLimit};
+use crate::config::{self, Clients, Listen, Target, Tier, TierLimit};
 use crate::proxy::splice;
 
 /// The exit code that says so (EX_NOPERM of sysexits.h).
@@ -18,7 +18,7 @@ pub const SOCKMAP_IS_NOTICED: &str = "on this kernel non-blocking clients may no
     FIONREAD does not count what waits for them; ask for it with `tier: sockmap` or `clients: nonblocking`";
 
 /// What of each tier works on this machine: why it cannot be used, `None` when it can.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Ladder {
     pub no_direct: Option<String>,
     pub no_sockmap: Option<String>,
@@ -62,20 +62,17 @@ impl Ladder {
         }
     }
 
-    /// Whether every route reaches the tier that is required.
-    pub fn satisfies(&self, config: &Config) -> Result<()> {
-        let Some(required) = config.acceleration.require else { return Ok(()) };
-        for route in &config.routes {
-            let choice = self.choose(route, route.tier);
-            ensure!(
-                choice.tier >= required,
-                "route {} would be carried by {}, and {required} is required ({}); lower `require` or \
-                 see `ambassador doctor`",
-                route.name,
-                choice.tier,
-                choice.reason()
-            );
-        }
+    /// Whether a route reaches the tier that is required.
+    pub fn satisfies(&self, route: &config::Route, required: Tier) -> Result<()> {
+        let choice = self.choose(route, route.tier);
+        ensure!(
+            choice.tier >= required,
+            "route {} would be carried by {}, and {required} is required ({}); lower `require` or see \
+             `ambassador doctor`",
+            route.name,
+            choice.tier,
+            choice.reason()
+        );
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod dns;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use dns::{Name, Names};
 pub struct Upstream {
     pub name: Arc<str>,
     pub connect: config::Connect,
+    meant: Arc<config::Upstream>,
     endpoints: Vec<Arc<Endpoint>>,
     balancer: Balancer,
 }
@@ -27,7 +29,8 @@ pub struct Endpoint {
     label: Arc<str>,
     weight: u32,
     place: Place,
-    active: AtomicU32,
+    /// Goes on when the weight is changed.
+    active: Arc<AtomicU32>,
     /// Which of a name's addresses is tried first; moves on so that all are used.
     turn: AtomicUsize,
 }
@@ -52,18 +55,36 @@ pub enum Reach {
 pub struct Lease(Arc<Endpoint>);
 
 impl Upstream {
-    pub fn new(meant: &config::Upstream, names: &mut Names) -> Arc<Self> {
-        let endpoints = meant
-            .endpoints
-            .iter()
-            .map(|endpoint| Arc::new(Endpoint::new(endpoint, meant, names)))
-            .collect::<Vec<_>>();
+    /// In the place of the one before it, if there was one: endpoints that both have go on.
+    pub fn new(
+        meant: &Arc<config::Upstream>,
+        before: Option<&Self>,
+        names: &mut Names,
+    ) -> Arc<Self> {
+        let known: HashMap<_, _> = before.map_or_else(HashMap::new, |before| {
+            let meant = before.meant.endpoints.iter().map(|endpoint| &endpoint.target);
+            meant.zip(&before.endpoints).collect()
+        });
+        let same_dns = before.is_some_and(|before| before.meant.dns == meant.dns);
+        let endpoints = meant.endpoints.iter().map(|endpoint| match known.get(&endpoint.target) {
+            Some(before) if same_dns && before.weight() == u32::from(endpoint.weight.get()) => {
+                Arc::clone(before)
+            }
+            before => Arc::new(Endpoint::new(endpoint, meant, before.copied(), names)),
+        });
+        let endpoints = endpoints.collect::<Vec<_>>();
         Arc::new(Self {
             name: Arc::clone(&meant.name),
             connect: meant.connect,
             balancer: Balancer::new(meant.balance, &endpoints),
+            meant: Arc::clone(meant),
             endpoints,
         })
+    }
+
+    /// As it was configured.
+    pub fn meant(&self) -> &Arc<config::Upstream> {
+        &self.meant
     }
 
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
@@ -78,7 +99,12 @@ impl Upstream {
 }
 
 impl Endpoint {
-    fn new(meant: &config::Endpoint, upstream: &config::Upstream, names: &mut Names) -> Self {
+    fn new(
+        meant: &config::Endpoint,
+        upstream: &config::Upstream,
+        before: Option<&Arc<Self>>,
+        names: &mut Names,
+    ) -> Self {
         let place = match &meant.target {
             config::Target::Address(address) => Place::Address(*address),
             config::Target::Unix(path) => Place::Unix(path.clone()),
@@ -90,7 +116,7 @@ impl Endpoint {
             label: meant.target.to_string().into(),
             weight: u32::from(meant.weight.get()),
             place,
-            active: AtomicU32::new(0),
+            active: before.map(|before| Arc::clone(&before.active)).unwrap_or_default(),
             turn: AtomicUsize::new(0),
         }
     }
@@ -137,6 +163,14 @@ impl Endpoint {
                 let known = name.known();
                 known.iter().map(|address| SocketAddr::new(*address, *port)).collect()
             }
+        }
+    }
+
+    /// The name it goes by, if it has one that is asked for.
+    pub fn name(&self) -> Option<&Arc<Name>> {
+        match &self.place {
+            Place::Address(_) | Place::Unix(_) => None,
+            Place::Name { name, .. } => Some(name),
         }
     }
 

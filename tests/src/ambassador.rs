@@ -86,7 +86,7 @@ impl Launch {
 
     /// With this text as its configuration file.
     pub fn config(self, yaml: &str) -> Result<Self> {
-        let path = self.directory.path().join("ambassador.yaml");
+        let path = configuration(&self.directory);
         std::fs::write(&path, yaml).context("write a configuration file")?;
         Ok(self.flag("--config", path))
     }
@@ -211,6 +211,23 @@ impl Ambassador {
         Process::start(&mut command)?.finish(SOON)
     }
 
+    /// Where its configuration file is, if it was started with one.
+    pub fn configuration(&self) -> PathBuf {
+        configuration(&self.directory)
+    }
+
+    /// Gives it another configuration, and has it read that; returns how the command ended.
+    pub fn reconfigure(&self, yaml: &str) -> Result<Finished> {
+        std::fs::write(self.configuration(), yaml).context("write a configuration file")?;
+        self.command(&["reload"])
+    }
+
+    /// What `status --json` says.
+    pub fn status(&self) -> Result<Value> {
+        let told = self.command(&["status", "--json"])?.success()?;
+        serde_json::from_str(&told).context("parse the status")
+    }
+
     /// Waits until its admin port answers `path` with this status.
     pub fn until_answers(&self, path: &str, status: u16) -> Result<()> {
         until_true(&format!("{path} to answer {status}"), || Ok(self.get(path)?.status == status))
@@ -302,6 +319,10 @@ fn build() -> Result<PathBuf> {
 
 fn unix(path: &Path) -> String {
     format!("unix:{}", path.display())
+}
+
+fn configuration(directory: &TempDir) -> PathBuf {
+    directory.path().join("ambassador.yaml")
 }
 
 fn control(directory: &TempDir) -> PathBuf {

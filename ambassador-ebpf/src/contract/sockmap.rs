@@ -45,6 +45,8 @@ pub const MAPS: [&str; 8] = [
 
 /// Flows that can be latched at once.
 pub const MOST_FLOWS: u32 = 8192;
+/// Most addresses whose clients are enrolled.
+pub const MOST_LISTENERS: u32 = 1024;
 /// Checkpoints a flow keeps; its limit of messages in flight is so many strides.
 pub const CHECKPOINTS: u64 = 8;
 /// Flag of a listener: blocking clients are enrolled too, because the route asks for it.

@@ -1,6 +1,8 @@
 //! The maps of the `sockmap` tier, each with who writes, who reads and who deletes.
 
-use ambassador_ebpf::sockmap::{ListenerKey, MOST_FLOWS, Orders, Progress, SocketLayout, Tuple};
+use ambassador_ebpf::sockmap::{
+    ListenerKey, MOST_FLOWS, MOST_LISTENERS, Orders, Progress, SocketLayout, Tuple,
+};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::SkStorage;
@@ -26,7 +28,8 @@ pub(crate) static SOCKET_LAYOUT: Global<SocketLayout> = Global::new(SocketLayout
 
 /// Written and deleted by user space. Read by `enrol`.
 #[map]
-pub(crate) static ENROL_LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max_entries(1024, 0);
+pub(crate) static ENROL_LISTENERS: HashMap<ListenerKey, u64> =
+    HashMap::with_max_entries(MOST_LISTENERS, 0);
 
 /// Written by `enrol` and `uplink`, deleted by user space when a flow takes the client up or it is handed
 /// back; the oldest make room.

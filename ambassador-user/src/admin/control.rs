@@ -8,12 +8,13 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, info};
 
 use crate::proxy::listener::Listener;
 use crate::proxy::socket::Socket;
+use crate::reload::triggers::Ask;
 use crate::service::{Order, Service};
 use crate::status::{self, Status};
 use crate::telemetry::{LogFilter, LogLevel};
@@ -31,6 +32,8 @@ pub enum Request {
     Connections {},
     Drain {},
     Shutdown {},
+    /// Reads the configuration again; answered when that is in force, or refused.
+    Reload {},
     LogLevel {
         level: LogFilter,
     },
@@ -54,6 +57,7 @@ pub enum Answer {
 pub struct Handler {
     pub service: Arc<Service>,
     pub orders: mpsc::Sender<Order>,
+    pub reload: Ask,
     pub log_level: LogLevel,
 }
 
@@ -102,6 +106,11 @@ impl Handler {
             }
             // Obeyed once that is answered.
             Request::Drain {} | Request::Shutdown {} => Ok(Value::Null),
+            Request::Reload {} => {
+                let (answer, outcome) = oneshot::channel();
+                self.reload.try_send(answer).context("too many wait for a reload")?;
+                Ok(serde_json::to_value(outcome.await.context("it is ending")?)?)
+            }
             Request::LogLevel { level } => {
                 info!(%level, "log level changes");
                 self.log_level.set(&level)?;

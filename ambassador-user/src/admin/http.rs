@@ -81,7 +81,7 @@ fn probe(passed: bool, verbose: bool, service: &Service) -> Response<Full<Bytes>
         (false, Phase::Grace | Phase::Finishing) => "not ready: draining\n".to_owned(),
     };
     if verbose {
-        for route in &service.routes {
+        for route in service.routes().iter() {
             body += &format!(
                 "route {}: {} connections, tier {}, upstream {} ({})\n",
                 route.name,

@@ -70,6 +70,30 @@ pub struct ConfigArgs {
     pub drain_deadline: Option<String>,
 }
 
+/// Where a configuration comes from, to be read again: flags and variables stay as they were at the start.
+#[derive(Debug, Clone)]
+pub struct Source {
+    flags: ConfigArgs,
+    environment: Environment,
+}
+
+impl Source {
+    /// These flags, and the variables of this process.
+    pub fn new(flags: ConfigArgs) -> Self {
+        Self { flags, environment: Environment::of_process() }
+    }
+
+    /// The file, if there is one.
+    pub fn file(&self) -> Option<PathBuf> {
+        self.flags.file(&self.environment).ok().flatten()
+    }
+
+    /// What it amounts to now.
+    pub fn read(&self) -> Result<Resolved, ConfigError> {
+        self.flags.resolve(&self.environment)
+    }
+}
+
 impl ConfigArgs {
     /// The configuration that flags, environment, file and defaults amount to, in this order of
     /// precedence.
@@ -80,13 +104,19 @@ impl ConfigArgs {
 
     /// The same, with who said what.
     pub fn resolve(&self, environment: &Environment) -> Result<Resolved, ConfigError> {
-        let from_environment = environment.get("AMBASSADOR_CONFIG")?.map(PathBuf::from);
-        let Some(file) = self.config.clone().or(from_environment) else {
+        let Some(file) = self.file(environment)? else {
             return resolve(vec![self.layer()?, environment.layer()?]);
         };
         let document = Document::read(&file)?;
         let layers = vec![self.layer()?, environment.layer()?, document.layer()?];
-        resolve(layers).map_err(|error| document.locate(error))
+        let resolved = resolve(layers).map_err(|error| document.locate(error))?;
+        Ok(Resolved { sha256: Some(document.sha256()), ..resolved })
+    }
+
+    /// The file, if one is named.
+    fn file(&self, environment: &Environment) -> Result<Option<PathBuf>, ConfigError> {
+        let from_environment = environment.get("AMBASSADOR_CONFIG")?.map(PathBuf::from);
+        Ok(self.config.clone().or(from_environment))
     }
 
     /// What the flags say.

@@ -12,6 +12,7 @@ use serde::de::{
 };
 use serde_path_to_error::Track;
 use serde_saphyr::{MessageFormatter, UserMessageFormatter};
+use sha2::{Digest, Sha256};
 
 use super::file::FileText;
 use super::layer::Layer;
@@ -67,6 +68,11 @@ impl Document {
             self.locate(failure.problem.at(&place))
         })?;
         parsed.layer(&self.file).map_err(|error| self.locate(error))
+    }
+
+    /// What tells it from any other text.
+    pub(crate) fn sha256(&self) -> String {
+        Sha256::digest(&self.text).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The error with its line and column, if it is about a key of this file.

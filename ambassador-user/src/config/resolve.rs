@@ -20,6 +20,8 @@ pub struct Resolved {
     pub warnings: Vec<Warning>,
     /// Who said what is not a default: settings as `drain.grace`, routes as `routes.NAME`.
     pub origins: BTreeMap<String, String>,
+    /// The SHA-256 of the file, if there is one.
+    pub sha256: Option<String>,
 }
 
 /// Unites layers, the one with the highest precedence first.
@@ -53,7 +55,8 @@ pub(crate) fn resolve(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
         origins.insert(format!("routes.{name}"), draft.place.source());
         routes.push(draft.route(&name, &acceleration)?);
     }
-    Ok(Resolved { config: Config { admin, acceleration, drain, routes }, warnings, origins })
+    let config = Config { admin, acceleration, drain, routes };
+    Ok(Resolved { config, warnings, origins, sha256: None })
 }
 
 /// Adds the routes of a lower layer, except those that a higher one has replaced by name.
@@ -252,7 +255,7 @@ upstreams: { a: { endpoints: 'a:1', balance: round_robin }, unused: { endpoints:
     #[test]
     fn the_higher_source_wins_and_each_value_knows_who_said_it() {
         let higher = variables([("AMBASSADOR_DRAIN_GRACE", "2s"), ("AMBASSADOR_ROUTE_0", "9=z:9")]);
-        let Resolved { config, origins, warnings } = resolve(vec![higher, file(FILE)]).unwrap();
+        let Resolved { config, origins, warnings, .. } = resolve(vec![higher, file(FILE)]).unwrap();
         assert_eq!(config.drain.grace.as_secs(), 2);
         assert_eq!(config.drain.deadline.as_secs(), 25);
         assert_eq!(origins["drain.grace"], "AMBASSADOR_DRAIN_GRACE");

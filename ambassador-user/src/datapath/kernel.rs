@@ -89,7 +89,8 @@ impl Kernel {
     ) -> Result<Self, Obstacle> {
         let cgroup = cgroup::find(&acceleration.cgroup).map_err(Obstacle::NoCgroup)?;
         let instance = instance(acceleration)?;
-        let mut attached = Attached::to(&cgroup, routes).map_err(Obstacle::Refused)?;
+        let room = routes.saturating_add(SPARE_ROUTES);
+        let mut attached = Attached::to(&cgroup, room).map_err(Obstacle::Refused)?;
         let found = attached.examine(Extent::START).map_err(Obstacle::Refused)?;
         if let Some(why) = found.no_direct() {
             return Err(Obstacle::Fails(why));
@@ -233,8 +234,7 @@ pub fn load_for(config: &Config, owner: Owner) -> Result<(), Obstacle> {
     obstacle::to_load()?;
     let before = Pins::find(&instance(&config.acceleration)?).map_err(Obstacle::NotOurs)?;
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
-    let mut kernel =
-        Kernel::load(&config.acceleration, routes.saturating_add(SPARE_ROUTES), owner, true)?;
+    let mut kernel = Kernel::load(&config.acceleration, routes, owner, true)?;
     kernel.hold.replace(before).map_err(Obstacle::NotOurs)?;
     if let Hold::Pins { pins, .. } = &kernel.hold {
         info!(uid = owner.uid, gid = owner.gid, "pinned at {}", pins.directory().display());

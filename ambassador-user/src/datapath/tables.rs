@@ -1,5 +1,7 @@
 //! The maps of the `direct` tier: where routes listen and lead, and what the kernel counted.
 
+mod table;
+
 use std::collections::HashMap as Known;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -8,18 +10,24 @@ use std::time::Duration;
 
 use ambassador_ebpf::Address;
 use ambassador_ebpf::direct::{
-    CARRIED, ENDS, FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, LISTENERS, MISSES, MOST_ROUTES,
-    NO_TABLE, OPEN, ROUND_ROBIN, ROUTES, SETTINGS, Slot, TABLES, TARGETS, TURNS, Table, TargetKey,
+    CARRIED, ENDS, LISTENERS, MISSES, MOST_ROUTES, NO_TABLE, OPEN, ROUTES, SETTINGS, TABLES,
+    TARGETS, Table, TargetKey,
 };
 pub use ambassador_ebpf::direct::{
     End, Flow, IN_ORDER, MISS_REASONS, NEVER_ESTABLISHED, RESET, SLOTS, Settings, Target, route_id,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::programs::Maps;
+pub use table::{Plan, Policy};
+
+/// Most addresses that all routes together may listen on.
+pub const MOST_ADDRESSES: usize = 2 * MOST_ROUTES as usize;
+/// How long hooks that have begun are waited for where the kernel does not tell.
+const LONGEST_HOOK: Duration = Duration::from_millis(100);
 
 /// The tables, and what only this process may write.
 pub struct Tables {
@@ -39,27 +47,6 @@ pub struct Tables {
 
 /// The ends of connections, as the kernel tells them.
 pub struct Ends(RingBuf<MapData>);
-
-/// How a route's connections are spread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    Failover,
-    RoundRobin,
-    LeastConnections,
-}
-
-/// Where a route leads, from which its table is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    /// [`route_id`] of its name.
-    pub route: u64,
-    pub policy: Policy,
-    pub limit: u32,
-    /// Addresses with their weights, in the order of preference; at least one.
-    pub targets: Vec<(SocketAddr, u32)>,
-    /// For [`Policy::Failover`]: how many of them are equally good, and so take turns.
-    pub preferred: usize,
-}
 
 impl Tables {
     /// Takes the maps over. What they hold is in force until [`Tables::listen`].
@@ -95,22 +82,34 @@ impl Tables {
     /// force until [`Tables::renew`].
     pub fn listen(&mut self, listeners: &[(SocketAddr, u32)]) -> Result<()> {
         self.close()?;
-        let room = (self.tables.len() / 2).min(MOST_ROUTES);
-        if let Some((_, most)) = listeners.iter().max_by_key(|(_, route)| *route) {
-            ensure!(*most < room, "the kernel half was loaded for {room} routes; load it again");
-        }
         let old = self.listeners.keys().collect::<Result<Vec<_>, _>>().context("list listeners")?;
         for address in old {
             self.listeners.remove(&address).context("remove a listener")?;
         }
-        for route in 0..room {
+        for route in 0..self.room() {
             self.routes.set(route, NO_TABLE, 0).context("take a route out of force")?;
             self.carry(route, 0)?;
         }
         for (address, route) in listeners {
-            self.listeners.insert(to_kernel(*address), route, 0).context("add a listener")?;
+            self.lead(*address, *route)?;
         }
         Ok(())
+    }
+
+    /// For how many routes they were loaded.
+    pub fn room(&self) -> u32 {
+        (self.tables.len() / 2).min(MOST_ROUTES)
+    }
+
+    /// From now on connections to this address, which leads nowhere yet, are those of a route.
+    pub fn lead(&mut self, address: SocketAddr, route: u32) -> Result<()> {
+        self.listeners.insert(to_kernel(address), route, 0).context("add a listener")
+    }
+
+    /// Connections to this address are nobody's any more. Until [`wait_for_hooks`] has returned, no address
+    /// may be added: the kernel may use the same memory for it, which a hook may still be reading.
+    pub fn leave(&mut self, address: SocketAddr) -> Result<()> {
+        self.listeners.remove(&to_kernel(address)).context("remove a listener")
     }
 
     /// Forgets all that the maps hold, connections that are open aside.
@@ -193,14 +192,22 @@ impl Tables {
     /// Gives up what is known of an address that no table names any more, unless connections to it are
     /// open; says whether it is gone.
     pub fn forget(&mut self, route: u64, address: SocketAddr) -> Result<bool> {
-        if self.target(route, address)?.active > 0 {
+        self.forget_state(TargetKey { route, address: to_kernel(address), reserved: 0 })
+    }
+
+    fn forget_state(&mut self, key: TargetKey) -> Result<bool> {
+        if self.state(&key)?.active > 0 {
             return Ok(false);
         }
-        let key = TargetKey { route, address: to_kernel(address), reserved: 0 };
         match self.targets.remove(&key) {
             Err(MapError::KeyNotFound) => Ok(true),
             gone => gone.map(|()| true).context("forget a target"),
         }
+    }
+
+    /// Gives up what is known of a route that is no more, unless it has connections; says whether it is gone.
+    pub fn forget_route(&mut self, route: u64) -> Result<bool> {
+        self.forget_state(TargetKey::of_route(route))
     }
 
     /// How many of a route's connections ended while there was no room to tell of it.
@@ -255,57 +262,6 @@ impl AsRawFd for Ends {
     }
 }
 
-impl Plan {
-    fn table(&self) -> Table {
-        let slot = |(address, weight): &(SocketAddr, u32)| Slot {
-            key: TargetKey { route: self.route, address: to_kernel(*address), reserved: 0 },
-            weight: *weight,
-            family: if address.ip().to_canonical().is_ipv4() { IPV4 } else { IPV6 },
-        };
-        let targets: Vec<_> = self.targets.iter().take(SLOTS).map(slot).collect();
-        let count = targets.len();
-        let slots = std::array::from_fn(|at| targets[at % count]);
-        let taking_turns = match self.policy {
-            Policy::Failover => self.preferred.min(count),
-            Policy::RoundRobin | Policy::LeastConnections => count,
-        };
-        let (turns, round) = round(&targets[..taking_turns]);
-        Table {
-            route: self.route,
-            policy: match self.policy {
-                Policy::Failover => FAILOVER,
-                Policy::RoundRobin => ROUND_ROBIN,
-                Policy::LeastConnections => LEAST_CONNECTIONS,
-            },
-            count: count as u32,
-            limit: self.limit,
-            round,
-            slots,
-            turns,
-        }
-    }
-}
-
-/// A smooth weighted round, and its length: each turn every slot gains its weight, the richest is
-/// chosen and pays the sum of all. Where weights add up to more than there is room for, the round is
-/// cut, and shares are as near as that allows.
-fn round(slots: &[Slot]) -> ([u8; TURNS], u32) {
-    let mut turns = [0; TURNS];
-    let sum: i64 = slots.iter().map(|slot| i64::from(slot.weight)).sum();
-    let length = usize::try_from(sum).unwrap_or(TURNS).clamp(1, TURNS);
-    let mut credit = vec![0; slots.len()];
-    for turn in &mut turns[..length] {
-        for (credit, slot) in credit.iter_mut().zip(slots) {
-            *credit += i64::from(slot.weight);
-        }
-        let richest = (0..slots.len()).rev().max_by_key(|&index| credit[index]);
-        let Some(richest) = richest else { break };
-        credit[richest] -= sum;
-        *turn = richest as u8;
-    }
-    (turns, length as u32)
-}
-
 /// As the kernel half has it.
 pub(super) fn to_kernel(address: SocketAddr) -> Address {
     let port = u32::from(address.port().to_be());
@@ -331,6 +287,17 @@ pub fn from_kernel(address: Address) -> SocketAddr {
     SocketAddr::new(IpAddr::from(octets).to_canonical(), port)
 }
 
+/// Returns when every hook has ended that had begun before: none of them reads what was taken away since.
+/// Takes some milliseconds, of which none is spent computing.
+pub fn wait_for_hooks() {
+    /// `MEMBARRIER_CMD_GLOBAL` of include/uapi/linux/membarrier.h, which is a synchronize_rcu().
+    const GLOBAL: libc::c_long = 1;
+    // SAFETY: this membarrier(2) takes numbers only.
+    if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0 {
+        std::thread::sleep(LONGEST_HOOK);
+    }
+}
+
 /// Nanoseconds of the boot-time clock, which the kernel half goes by.
 pub fn now() -> Result<u64> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -344,20 +311,6 @@ pub fn now() -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn slots(weights: &[u32]) -> Vec<Slot> {
-        let key = TargetKey::of_route(0);
-        weights.iter().map(|&weight| Slot { key, weight, family: IPV4 }).collect()
-    }
-
-    #[test]
-    fn a_round_is_smooth_and_keeps_the_weights() {
-        let (turns, length) = round(&slots(&[5, 1, 1]));
-        assert_eq!((&turns[..7], length), (&[0, 0, 1, 0, 2, 0, 0][..], 7));
-        let (turns, length) = round(&slots(&[3000, 1000]));
-        let first = turns[..length as usize].iter().filter(|&&turn| turn == 0).count();
-        assert_eq!((first, length), (96, 128));
-    }
 
     #[test]
     fn addresses_come_back_as_they_went() {

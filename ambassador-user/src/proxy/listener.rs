@@ -29,6 +29,9 @@ const BACKLOG: libc::c_int = 4096;
 /// Without descriptors or memory there is nothing to do but wait for connections to end.
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(50);
 
+/// The number of an interface that does not exist.
+static NOWHERE: libc::c_int = libc::c_int::MAX;
+
 /// An address that is ours: clients can connect, nobody accepts yet.
 #[derive(Debug)]
 pub struct Bound {
@@ -58,10 +61,11 @@ struct SocketFile {
     inode: u64,
 }
 
-/// Binds `listen`; `None` for an optional address that this Pod does not have.
-pub fn bind(listen: &Listen, socket_mode: u32) -> Result<Option<Bound>> {
+/// Binds `listen`, be it beside a listener of ours that [shares its port](Listener::share_port); `None`
+/// for an optional address that this Pod does not have.
+pub fn bind(listen: &Listen, socket_mode: u32, beside: bool) -> Result<Option<Bound>> {
     match listen {
-        Listen::Tcp { address, if_available } => match tcp(*address) {
+        Listen::Tcp { address, if_available } => match tcp(*address, beside) {
             Ok(socket) => Ok(Some(Bound { socket, name: Name::Tcp(*address) })),
             Err(error) if *if_available && is_missing_family(&error) => {
                 info!("{address} does not exist here, so only IPv4 is listened on");
@@ -73,7 +77,7 @@ pub fn bind(listen: &Listen, socket_mode: u32) -> Result<Option<Bound>> {
     }
 }
 
-fn tcp(address: SocketAddr) -> io::Result<socket2::Socket> {
+fn tcp(address: SocketAddr, beside: bool) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     // A restart must not wait for the connections of the last run to leave TIME_WAIT.
     socket.set_reuse_address(true)?;
@@ -82,8 +86,10 @@ fn tcp(address: SocketAddr) -> io::Result<socket2::Socket> {
         socket.set_only_v6(true)?;
     }
     tune_tcp(&socket)?;
+    socket.set_reuse_port(beside)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    socket.set_reuse_port(false)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -159,8 +165,41 @@ impl Listener {
         }
     }
 
+    /// Refuses new connections from now on, while handshakes that have begun go on and the queue stays. Without
+    /// that, some would be let in after the queue has been looked at, only to be reset.
+    pub fn let_nobody_in(&self) {
+        let kept_out = match &self.name {
+            Name::Tcp(_) => listen_nowhere(self.socket.get_ref()),
+            Name::Unix(file) => file.remove(),
+        };
+        if let Err(error) = kept_out {
+            debug!("keep new connections from {self}: {error}");
+        }
+    }
+
+    /// Whether another listener of this user may be bound to this port too, as happens when one takes the
+    /// place of another. Where nobody is about to, nobody may.
+    pub fn share_port(&self, share: bool) -> io::Result<()> {
+        match self.name {
+            Name::Tcp(_) => self.socket.get_ref().set_reuse_port(share),
+            Name::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Changes the mode of a Unix socket.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        match &self.name {
+            Name::Tcp(_) => Ok(()),
+            Name::Unix(file) => fs::set_permissions(&file.path, fs::Permissions::from_mode(mode)),
+        }
+    }
+
     async fn try_accept(&self) -> io::Result<(Socket, Peer)> {
-        let (socket, address) = self.socket.async_io(Interest::READABLE, accept).await?;
+        self.connection(self.socket.async_io(Interest::READABLE, accept).await?)
+    }
+
+    fn connection(&self, accepted: (socket2::Socket, SockAddr)) -> io::Result<(Socket, Peer)> {
+        let (socket, address) = accepted;
         let (family, peer) = match (&self.name, address.as_socket()) {
             (Name::Unix(file), _) => (Family::Unix, Peer::Unix(Arc::clone(&file.path))),
             (Name::Tcp(_), Some(address)) => (Family::Tcp, Peer::Tcp(address)),
@@ -191,12 +230,19 @@ impl fmt::Display for Name {
     }
 }
 
+impl SocketFile {
+    fn remove(&self) -> io::Result<()> {
+        // A successor may have put its own socket there.
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if found.ino() == self.inode => fs::remove_file(&self.path),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // A successor may have put its own socket there.
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path);
-        }
+        let _ = self.remove();
     }
 }
 
@@ -212,6 +258,21 @@ fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)>
     let (fd, address) = unsafe { SockAddr::try_init(accept) }?;
     // SAFETY: accept4(2) has just made this descriptor, and nobody else has it.
     Ok((unsafe { socket2::Socket::from_raw_fd(fd) }, address))
+}
+
+/// No packet arrives on an interface that does not exist (SO_BINDTOIFINDEX, for all users since Linux 5.7).
+fn listen_nowhere(listener: &socket2::Socket) -> io::Result<()> {
+    // SAFETY: the pointer is to what lives until the call returns, of the size that is said.
+    let bound = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            (&raw const NOWHERE).cast(),
+            size_of_val(&NOWHERE) as libc::socklen_t,
+        )
+    };
+    if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The connection died before it was accepted: accept(2) lists these as errors to be retried.
@@ -242,7 +303,7 @@ fn explain(error: io::Error, address: SocketAddr) -> anyhow::Error {
             None => "another process has it; stop that process or choose another port".to_owned(),
         },
         Some(libc::EACCES) => format!(
-            "ports below 1024 need CAP_NET_BIND_SERVICE (or the sysctl \
+            "ports below 1024 need CAP_NET_BIND_SERVICE at the start (or the sysctl \
              net.ipv4.ip_unprivileged_port_start={})",
             address.port()
         ),

@@ -5,6 +5,7 @@
 //! good answer if it may. A and AAAA are asked apart, so a server that mishandles one of the two does
 //! not hold up the other.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -18,8 +19,10 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
+use super::Upstream;
 use crate::config;
 
 /// Answers with more addresses than this are cut: nobody tries that many.
@@ -29,12 +32,20 @@ const LOOKUP: Duration = Duration::from_secs(20);
 /// How long the slower of A and AAAA may lag behind the faster before it is left out of this answer.
 const SECOND_FAMILY: Duration = Duration::from_millis(50);
 
-/// The distinct names of a configuration.
+/// The distinct names of a configuration, and who asks for each.
 #[derive(Debug, Default)]
 pub struct Names {
-    all: Vec<Arc<Name>>,
+    /// By host, one a policy.
+    all: HashMap<Arc<str>, Vec<Asked>>,
     /// Told when any of them points elsewhere.
     changes: Arc<watch::Sender<()>>,
+}
+
+/// A name, and the task that keeps it true, once there is one.
+#[derive(Debug)]
+struct Asked {
+    name: Arc<Name>,
+    task: Option<AbortHandle>,
 }
 
 /// One name and what is known of it.
@@ -55,27 +66,47 @@ enum Answer {
 }
 
 impl Names {
-    /// The name `host` under `policy`, shared by all endpoints that have both.
+    /// The name `host` under `policy`, shared by all endpoints that have both. Of one that is known under
+    /// another policy the addresses are known.
     pub fn get(&mut self, host: &Arc<str>, policy: config::Dns) -> Arc<Name> {
-        if let Some(known) =
-            self.all.iter().find(|name| name.host == *host && name.policy == policy)
-        {
-            return Arc::clone(known);
+        let all = self.all.entry(Arc::clone(host)).or_default();
+        if let Some(known) = all.iter().find(|asked| asked.name.policy == policy) {
+            return Arc::clone(&known.name);
         }
-        let answer = watch::Sender::new(Answer::Awaited);
+        let known = all.iter().map(|asked| asked.name.answer.borrow().clone());
+        let mut known = known.filter(|answer| matches!(answer, Answer::Known(_)));
+        let answer = watch::Sender::new(known.next().unwrap_or(Answer::Awaited));
+        drop(known);
         let changes = Arc::clone(&self.changes);
         let name = Arc::new(Name { host: Arc::clone(host), policy, answer, changes });
-        self.all.push(Arc::clone(&name));
+        all.push(Asked { name: Arc::clone(&name), task: None });
         name
     }
 
-    /// Starts asking, and tells when an answer has changed. The tasks end with the runtime.
-    pub fn watch(self) -> watch::Receiver<()> {
-        let changes = self.changes.subscribe();
-        for name in self.all {
-            tokio::spawn(async move { name.keep_true().await });
-        }
-        changes
+    /// Tells when an answer has changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Asks from now on for the names that these upstreams have, and for no others.
+    pub fn ask_for<'u>(&mut self, upstreams: impl Iterator<Item = &'u Upstream>) {
+        let endpoints = upstreams.flat_map(Upstream::endpoints);
+        let used: HashSet<_> =
+            endpoints.filter_map(|endpoint| endpoint.name()).map(Arc::as_ptr).collect();
+        self.all.retain(|_, all| {
+            all.retain_mut(|asked| {
+                let keep = used.contains(&Arc::as_ptr(&asked.name));
+                if !keep {
+                    asked.task.iter().for_each(AbortHandle::abort);
+                } else if asked.task.is_none() {
+                    let name = Arc::clone(&asked.name);
+                    let task = tokio::spawn(async move { name.keep_true().await });
+                    asked.task = Some(task.abort_handle());
+                }
+                keep
+            });
+            !all.is_empty()
+        });
     }
 }
 
