@@ -13,6 +13,7 @@ use clap_complete::Shell;
 pub use self::config::{ConfigArgs, Source};
 use crate::config::{Cgroup, ControlText, HttpText, Problem, Target, Tier, TierLimit, Within};
 use crate::datapath::pins::Owner;
+use crate::manifest::Mode;
 use crate::telemetry::{LogFilter, LogFormat};
 
 /// Carries a Pod's localhost connections to the real service.
@@ -76,6 +77,22 @@ pub enum Command {
 and as the first line of config.yaml:
   # yaml-language-server: $schema=ambassador.schema.json")]
     Schema,
+    /// Print the ambassador beside an app, as a patch of its Deployment
+    #[command(after_help = "Examples:
+  ambassador manifest --deployment orders --route 5432=orders-db.prod.svc:5432 > sidecar.yaml
+and then kubectl patch deployment orders --patch-file sidecar.yaml; or, in a kustomization.yaml,
+patches: [{ path: sidecar.yaml, target: { kind: Deployment } }], of
+  ambassador manifest --mode loader --config config.yaml > sidecar.yaml")]
+    Manifest {
+        /// What the ambassador is given
+        #[arg(long, value_enum, default_value = "restricted")]
+        mode: Mode,
+        /// The Deployment to patch [default: a name that only kustomize takes]
+        #[arg(long, value_name = "NAME")]
+        deployment: Option<String>,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
     /// Print a script of completions for a shell
     #[command(after_help = "Example:
   ambassador completions bash > /etc/bash_completion.d/ambassador")]
@@ -114,11 +131,15 @@ Examples:
     /// Load the kernel half, attach it to the pod's cgroup and pin it, for an ambassador without
     /// privileges to take over (in an init container)
     #[command(after_help = "Example, with the bpffs and the cgroup tree of the host mounted:
-  ambassador load --for 65532:65532 --route 5432=orders-db.prod.svc:5432")]
+  ambassador load --for 65532:65532 --once --route 5432=orders-db.prod.svc:5432")]
     Load {
         /// The user and group of the ambassador that will run
         #[arg(long = "for", value_name = "UID[:GID]", default_value = "65532:65532", value_parser = owner)]
         owner: Owner,
+        /// Have that ambassador remove what is pinned at its clean end, as the last in its Pod; else it
+        /// stays for the next one until `unload`
+        #[arg(long)]
+        once: bool,
         #[command(flatten)]
         config: ConfigArgs,
     },

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::admin::control::Request;
 use crate::cli::{Cli, Command, ConfigArgs, LogArgs, Probe, Source};
 use crate::config::{Environment, InstanceText, Tier};
-use crate::datapath::kernel;
+use crate::datapath::kernel::{self, Lifetime};
 use crate::datapath::pins::{Owner, Pins};
 use crate::doctor::Report;
 use crate::reload::{Outcome, Refusal};
@@ -22,7 +22,7 @@ use crate::remote::ask;
 use crate::status::{ConnectionStatus, Status};
 use crate::tier::REQUIRED_TIER_MISSING;
 use crate::wait::{Until, wait};
-use crate::{bench, check, daemon, exec, probe, telemetry, version};
+use crate::{bench, check, daemon, exec, manifest, probe, telemetry, version};
 
 /// Between two prints of `status --watch`.
 const WATCH: Duration = Duration::from_secs(1);
@@ -44,13 +44,19 @@ pub fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
         Command::Exec { probes, control, timeout, command } => {
             return exec::exec(&command, probes.admin_http, &control.control, timeout);
         }
-        Command::Load { owner, config } => return load(&config, &log, owner),
+        Command::Load { owner, once, config } => {
+            let lifetime = if once { Lifetime::TheirEnd } else { Lifetime::Unload };
+            return load(&config, &log, owner, lifetime);
+        }
         Command::Unload { stale, instance } => unload(stale, instance)?,
         Command::Explain { route, control } => explain(route.as_deref(), &control.control)?,
         Command::Tier { route, tier, control } => {
             order(&control.control, &Request::Tier { route, tier: tier.to_string() })?;
         }
         Command::Check { file, config } => check::check(file, config)?,
+        Command::Manifest { mode, deployment, config } => {
+            manifest::print(mode, deployment.as_deref(), &config)?;
+        }
         Command::Schema => check::schema()?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -96,11 +102,11 @@ fn run(config: ConfigArgs, log: &LogArgs) -> Result<ExitCode> {
 }
 
 /// Loads and pins, for another process to take over.
-fn load(config: &ConfigArgs, log: &LogArgs, owner: Owner) -> Result<ExitCode> {
+fn load(config: &ConfigArgs, log: &LogArgs, owner: Owner, lifetime: Lifetime) -> Result<ExitCode> {
     let (config, warnings) = config.load(&Environment::of_process())?;
     telemetry::start(log.log_format, log.log_level.as_ref())?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    match kernel::load_for(&config, owner) {
+    match kernel::load_for(&config, owner, lifetime) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(obstacle) => {
             tracing::error!("cannot load the kernel half: {obstacle}");
@@ -114,12 +120,8 @@ fn load(config: &ConfigArgs, log: &LogArgs, owner: Owner) -> Result<ExitCode> {
 
 fn unload(stale: bool, instance: Option<String>) -> Result<()> {
     if stale {
-        for pins in Pins::stale()? {
-            let directory = pins.directory().display().to_string();
-            pins.remove()?;
-            say(&format!("removed {directory}"))?;
-        }
-        return Ok(());
+        let removed = Pins::remove_stale()?;
+        return removed.iter().try_for_each(|it| say(&format!("removed {}", it.display())));
     }
     // As everywhere, a variable that says nothing is none.
     let instance = match instance.as_deref().unwrap_or_default() {

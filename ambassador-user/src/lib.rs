@@ -16,6 +16,7 @@ pub mod bench;
 pub mod check;
 pub mod doctor;
 pub mod exec;
+pub mod manifest;
 pub mod probe;
 pub mod remote;
 pub mod version;

@@ -12,6 +12,16 @@ use tracing::info;
 /// that kernels before 5.19 let nobody without it use a map.
 pub const NEEDED_FOR_MAPS: Capability = Capability::CAP_BPF;
 
+/// What loads and attaches the kernel half, while starting. `deploy/` grants these; tidy holds it to them.
+pub const TO_LOAD: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+
+/// What the programs of `sockmap` take besides: they look into the kernel's own structures.
+pub const TO_TRACE: Capability = Capability::CAP_PERFMON;
+
+/// What `load --for` takes besides: to give what is pinned to another user, and, from the second time on,
+/// to see whether that user's ambassador runs.
+pub const TO_HAND_OVER: [Capability; 2] = [Capability::CAP_CHOWN, Capability::CAP_DAC_READ_SEARCH];
+
 /// Drops everything that is not needed, for good, and says so.
 pub fn drop_all(uses_maps: bool) -> Result<()> {
     let held = caps::read(None, CapSet::Permitted).context("read the capabilities")?;

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use ambassador::privileges;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{cargo, stdout_of};
@@ -40,6 +41,7 @@ pub(crate) fn run() -> Result<()> {
     file_sizes(&files, &mut wrong)?;
     inherited_lints(&mut wrong)?;
     no_kernel_crates_on_the_host(&mut wrong)?;
+    granted_capabilities(&files, &mut wrong)?;
 
     for problem in &wrong {
         eprintln!("tidy: {problem}");
@@ -193,9 +195,63 @@ fn no_kernel_crates_on_the_host(wrong: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// What `deploy/` grants is what `privileges.rs` says is used, and nothing else.
+fn granted_capabilities(files: &[String], wrong: &mut Vec<String>) -> Result<()> {
+    let names = |all: &[&[_]]| -> BTreeSet<String> {
+        all.concat().iter().map(ToString::to_string).collect()
+    };
+    let accelerated = names(&[&privileges::TO_LOAD, &[privileges::TO_TRACE]]);
+    let loader = names(&[&privileges::TO_LOAD, &[privileges::TO_TRACE], &privileges::TO_HAND_OVER]);
+    let manifests = files.iter().filter(|it| it.starts_with("deploy/") && it.ends_with(".yaml"));
+    let mut seen = 0;
+    for path in manifests {
+        seen += 1;
+        let used = match path.as_str() {
+            "deploy/component/accelerated/sidecar.yaml" => &accelerated,
+            "deploy/component/loader/sidecar.yaml" => &loader,
+            _ => &BTreeSet::new(),
+        };
+        let text = fs::read_to_string(workspace::root().join(path))
+            .with_context(|| format!("read {path}"))?;
+        let granted = granted(&text);
+        if &granted != used {
+            wrong.push(format!("{path}: grants {granted:?}, and privileges.rs says {used:?}"));
+        }
+    }
+    ensure!(seen > 0, "found no manifests to check");
+    Ok(())
+}
+
+/// The capabilities that a manifest adds, as lists in either form.
+fn granted(manifest: &str) -> BTreeSet<String> {
+    let mut lines = manifest.lines().map(str::trim).peekable();
+    let mut granted = BTreeSet::new();
+    while let Some(line) = lines.next() {
+        let Some((_, list)) = line.split_once("add:") else { continue };
+        let inline = list.trim().trim_start_matches('[').split([',', ']', '}', ' ']);
+        let mut names: Vec<_> = inline.filter(|name| !name.is_empty()).collect();
+        while let Some(item) = lines.next_if(|line| line.starts_with("- ")) {
+            names.extend(item.split(' ').nth(1));
+        }
+        granted.extend(names.iter().map(|name| format!("CAP_{name}")));
+    }
+    granted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capabilities_are_found_in_either_form() {
+        let listed = "capabilities:\n  drop: [ALL]\n  add:\n    - BPF # why\n    - NET_ADMIN\nseccompProfile: x\n";
+        let inline = "capabilities: { drop: [ALL], add: [BPF, NET_ADMIN] }\n";
+        for manifest in [listed, inline] {
+            let found: Vec<_> = granted(manifest).into_iter().collect();
+            assert_eq!(found, ["CAP_BPF", "CAP_NET_ADMIN"], "{manifest}");
+        }
+        assert!(granted("drop: [ALL]\n- NET_RAW\n").is_empty());
+    }
 
     #[test]
     fn a_brace_list_stands_for_several_files() {

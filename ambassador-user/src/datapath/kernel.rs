@@ -44,6 +44,17 @@ pub enum Hold {
     Pins { pins: Pins, kept: bool },
 }
 
+/// When what a process has loaded is to be gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// With this process; where there is a bpffs, at its clean end.
+    OurEnd,
+    /// At the clean end of the ambassador that takes it over.
+    TheirEnd,
+    /// When somebody unloads it.
+    Unload,
+}
+
 impl Kernel {
     /// Takes over what is pinned for this instance, or else loads, tries and attaches the programs.
     pub fn open(acceleration: &Acceleration, routes: u32) -> Result<Self, Obstacle> {
@@ -77,7 +88,7 @@ impl Kernel {
         }
         may_load?;
         let user = privileges::effective_user();
-        Self::load(acceleration, routes, Owner { uid: user, gid: u32::MAX }, false)
+        Self::load(acceleration, routes, Owner { uid: user, gid: u32::MAX }, Lifetime::OurEnd)
     }
 
     /// Loads, attaches and tries, and pins for a user if there is a bpffs.
@@ -85,7 +96,7 @@ impl Kernel {
         acceleration: &Acceleration,
         routes: u32,
         owner: Owner,
-        kept: bool,
+        lifetime: Lifetime,
     ) -> Result<Self, Obstacle> {
         let cgroup = cgroup::find(&acceleration.cgroup).map_err(Obstacle::NoCgroup)?;
         let instance = instance(acceleration)?;
@@ -100,9 +111,14 @@ impl Kernel {
             Some(why) => attached.leave_out_sockmap(why),
             None => known_bad::here().iter().for_each(|bug| warn!("sockmap: {bug}")),
         }
-        let kernel = attached.serve(&instance, owner, kept, acceleration.inflight, no_sockmap);
+        let kernel = attached.serve(&instance, owner, lifetime, acceleration.inflight, no_sockmap);
         let mut kernel = kernel.map_err(Obstacle::Refused)?;
         kernel.sockmap_is_noticed = !found.counts_waiting_bytes;
+        // Nobody else on a node does: a Pod that was killed cannot, and nothing runs after a Pod.
+        match Pins::remove_stale() {
+            Ok(removed) => removed.iter().for_each(|it| info!("removed {}: stale", it.display())),
+            Err(error) => info!("what is stale is left: {error:#}"),
+        }
         Ok(kernel)
     }
 
@@ -173,7 +189,7 @@ impl<'a> Attached<'a> {
         self,
         instance: &str,
         owner: Owner,
-        kept: bool,
+        lifetime: Lifetime,
         inflight: InFlight,
         no_sockmap: Option<String>,
     ) -> Result<Kernel> {
@@ -185,10 +201,11 @@ impl<'a> Attached<'a> {
             Some(why) => Err(why),
             None => Ok(Sockmap::new(&mut maps, inflight)?),
         };
+        let kept = lifetime == Lifetime::Unload;
         tables.found(settings(cgroup, kept)?)?;
         let hold = match pinned {
             Ok(pins) => Hold::Pins { pins, kept },
-            Err(error) if kept => return Err(error),
+            Err(error) if lifetime != Lifetime::OurEnd => return Err(error),
             Err(error) => {
                 info!("the kernel half ends with this process, however that ends: {error:#}");
                 // Attached again: what was pinned went with the pins.
@@ -230,11 +247,11 @@ impl Hold {
 
 /// Loads, tries, attaches and pins, for a user whose ambassador takes over. What was pinned before is
 /// replaced, once all that has succeeded.
-pub fn load_for(config: &Config, owner: Owner) -> Result<(), Obstacle> {
+pub fn load_for(config: &Config, owner: Owner, lifetime: Lifetime) -> Result<(), Obstacle> {
     obstacle::to_load()?;
     let before = Pins::find(&instance(&config.acceleration)?).map_err(Obstacle::NotOurs)?;
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
-    let mut kernel = Kernel::load(&config.acceleration, routes, owner, true)?;
+    let mut kernel = Kernel::load(&config.acceleration, routes, owner, lifetime)?;
     kernel.hold.replace(before).map_err(Obstacle::NotOurs)?;
     if let Hold::Pins { pins, .. } = &kernel.hold {
         info!(uid = owner.uid, gid = owner.gid, "pinned at {}", pins.directory().display());

@@ -6,6 +6,7 @@ use aya::programs::ProgramError;
 use caps::{CapSet, Capability};
 
 use super::object;
+use crate::privileges;
 
 /// Why the kernel half cannot be used.
 #[derive(Debug)]
@@ -81,14 +82,13 @@ pub fn to_load() -> Result<(), Obstacle> {
     if has(Capability::CAP_SYS_ADMIN) && has(Capability::CAP_NET_ADMIN) {
         return Ok(());
     }
-    let needed = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
-    let missing: Vec<_> = needed.into_iter().filter(|&it| !has(it)).collect();
+    let missing: Vec<_> = privileges::TO_LOAD.into_iter().filter(|&it| !has(it)).collect();
     if missing.is_empty() { Ok(()) } else { Err(Obstacle::NotPermitted(missing)) }
 }
 
 /// Whether programs that this process loads may look into the kernel's own structures.
 pub fn may_trace() -> bool {
-    has(Capability::CAP_PERFMON) || has(Capability::CAP_SYS_ADMIN)
+    has(privileges::TO_TRACE) || has(Capability::CAP_SYS_ADMIN)
 }
 
 fn has(capability: Capability) -> bool {

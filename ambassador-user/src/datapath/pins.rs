@@ -1,38 +1,46 @@
-//! What stays in the kernel without a process: maps and attachments pinned below bpffs, one directory
+//! What stays in the kernel without a process: maps and attachments pinned below a bpffs, one directory
 //! an instance.
 //!
 //! ```text
 //! /sys/fs/bpf/ambassador/INSTANCE/maps/NAME    files of the user who runs the ambassador, mode 0600
-//!                                 links/NAME   files of whoever loaded it: only they detach
+//!                                 links/NAME   files of whoever loaded it, in that user's directory
 //!                                 lock/        that user's directory, mode 0700
 //!                        INSTANCE~/            the same, until it takes the place of INSTANCE
 //! ```
 //! The files' owner and mode are the boundary: whoever may open a map's file may change the map. Whoever
-//! runs an instance has its lock/ locked, which nobody else may open.
+//! runs an instance has its lock/ locked, which nobody else may open. The directories are that user's, so
+//! that its clean end leaves nothing behind, and of the loader's group, so that a loader can tidy up.
+
+mod directory;
 
 use std::ffi::CString;
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, ErrorKind};
+use std::fs::{self, Permissions};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Map, MapData};
 
+use self::directory::Directory;
 use super::programs::{Links, Maps};
 
-/// All instances.
-pub const DIRECTORY: &str = "/sys/fs/bpf/ambassador";
 /// In the directory of an instance.
 const LOCK: &str = "lock";
+const MAPS: &str = "maps";
+const LINKS: &str = "links";
+
+/// Somebody may be about to fill a directory that is younger.
+const ABANDONED: Duration = Duration::from_secs(60);
 
 /// An instance's directory, locked while this lives.
 #[derive(Debug)]
 pub struct Pins {
-    directory: PathBuf,
-    _lock: File,
+    directory: Directory,
+    lock: Directory,
     /// Made by this process, for which it may yet turn out that nobody will serve it: removed when
     /// dropped. Where it is to be.
     provisional: Option<PathBuf>,
@@ -48,13 +56,13 @@ pub struct Owner {
 impl Pins {
     /// Whether there are any of an instance.
     pub fn exist(instance: &str) -> bool {
-        Path::new(DIRECTORY).join(instance).exists()
+        matches!(directory::of_all_instances(), Ok(Some(all)) if all.join(instance).exists())
     }
 
     /// Those of an instance, if there are any.
     pub fn find(instance: &str) -> Result<Option<Self>> {
-        let directory = Path::new(DIRECTORY).join(instance);
-        Self::exist(instance).then(|| Self::lock(directory)).transpose()
+        let Some(all) = directory::of_all_instances()? else { return Ok(None) };
+        Directory::open(all.join(instance))?.map(Self::lock).transpose()
     }
 
     /// All there is of an instance, with what somebody who was killed did not finish.
@@ -65,55 +73,60 @@ impl Pins {
 
     /// Pins maps and links for a user, beside what may be there, until [`Pins::outlive`].
     pub fn make(instance: &str, maps: &Maps, links: Links, owner: Owner) -> Result<Self> {
-        // As /tmp: ambassadors of several users may share a node's bpffs.
-        make_directory(Path::new(DIRECTORY), 0o1777)?;
-        let beside = Path::new(DIRECTORY).join(unfinished(instance));
-        make_directory(&beside, 0o755)?;
-        let mut pins = Self::lock(beside)?;
-        pins.provisional = Some(Path::new(DIRECTORY).join(instance));
+        let all = directory::of_all_instances()?.context(
+            "no bpffs is mounted here; mount the host's /sys/fs/bpf/ambassador (hostPath, \
+             DirectoryOrCreate) at any place",
+        )?;
+        let all = Directory::make_of_all_instances(all)?;
+        let beside = unfinished(instance);
         // Of somebody who was killed before it was in place.
-        pins.remove_parts()?;
+        if let Some(abandoned) = all.sub(&beside)? {
+            Self::lock(abandoned)?.remove()?;
+        }
+        let mut pins = Self::lock(all.make(&beside, 0o755)?)?;
+        pins.provisional = Some(all.path.join(instance));
         pins.fill(maps, links, owner)?;
         Ok(pins)
     }
 
-    /// All instances that nobody runs, and that act on nothing any more or never will again.
-    pub fn stale() -> Result<Vec<Self>> {
-        let entries = match fs::read_dir(DIRECTORY) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.with_context(|| format!("list {DIRECTORY}"))?,
-        };
-        let mut stale = Vec::new();
-        for entry in entries {
-            let name = entry.context("list instances")?.file_name();
-            // One that is locked is run by somebody.
+    /// Removes all instances that nobody runs, and that act on nothing any more or never will again; says
+    /// which.
+    pub fn remove_stale() -> Result<Vec<PathBuf>> {
+        let all = directory::of_all_instances()?.map(Directory::open).transpose()?.flatten();
+        let Some(all) = all else { return Ok(Vec::new()) };
+        let mut removed = Vec::new();
+        for name in all.names()? {
+            // One that is locked is run by somebody, and one that is not ours to open is left to others.
             if let Some(name) = name.to_str()
-                && let Ok(Some(pins)) = Self::find(name)
-                && pins.acts_on_nothing()?
+                && let Ok(Some(directory)) = all.sub(name)
+                && let Ok(pins) = Self::lock(directory)
+                && let Ok(true) = pins.acts_on_nothing()
             {
-                stale.push(pins);
+                let path = pins.directory().to_owned();
+                pins.remove()?;
+                removed.push(path);
             }
         }
-        Ok(stale)
+        Ok(removed)
     }
 
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.directory.path
     }
 
     /// The maps, for a user who may open them.
     pub fn maps(&self) -> Result<Maps> {
         let mut maps = Maps::default();
-        for path in list(&self.directory.join("maps"))? {
-            let open = || Ok(Map::from_map_data(MapData::from_pin(&path)?)?);
+        let Some(of_maps) = self.directory.sub(MAPS)? else { return Ok(maps) };
+        for name in of_maps.names()? {
+            let open = || Ok(Map::from_map_data(MapData::from_pin(of_maps.entry(&name))?)?);
             let map = open().map_err(|error: anyhow::Error| {
                 error.context(format!(
                     "open {} (it belongs to the user that `ambassador load --for` named)",
-                    path.display()
+                    of_maps.path.join(&name).display()
                 ))
             })?;
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            maps.0.insert(name, map);
+            maps.0.insert(name.to_string_lossy().into_owned(), map);
         }
         Ok(maps)
     }
@@ -124,14 +137,16 @@ impl Pins {
         let Some(place) = self.provisional.clone() else { return Ok(()) };
         let moved = match &before {
             // Whoever looks finds the one or the other.
-            Some(_) => exchange(&self.directory, &place).context("which takes Linux 5.17 or later"),
-            None => fs::rename(&self.directory, &place).map_err(anyhow::Error::new),
+            Some(_) => {
+                exchange(self.directory(), &place).context("which takes Linux 5.17 or later")
+            }
+            None => fs::rename(self.directory(), &place).map_err(anyhow::Error::new),
         };
         moved.with_context(|| format!("put what was loaded into {}", place.display()))?;
         self.provisional = None;
-        let beside = std::mem::replace(&mut self.directory, place);
+        let beside = std::mem::replace(&mut self.directory.path, place);
         let Some(mut before) = before else { return Ok(()) };
-        before.directory = beside;
+        before.directory.path = beside;
         before.remove()
     }
 
@@ -142,78 +157,76 @@ impl Pins {
     }
 
     fn remove_files(&self) -> Result<()> {
-        self.remove_parts()?;
-        remove_directory(&self.directory.join(LOCK))?;
-        remove_directory(&self.directory)?;
-        // The last one out. Others may be there, or come just now.
-        let _ = fs::remove_dir(DIRECTORY);
-        Ok(())
-    }
-
-    fn remove_parts(&self) -> Result<()> {
-        for part in ["links", "maps"] {
-            let part = self.directory.join(part);
-            for path in list(&part)? {
-                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        for part in [LINKS, MAPS] {
+            let Some(directory) = self.directory.sub(part)? else { continue };
+            for name in directory.names()? {
+                fs::remove_file(directory.entry(&name))
+                    .with_context(|| format!("remove {}", directory.path.join(name).display()))?;
             }
-            remove_directory(&part)?;
+            self.directory.remove(part)?;
         }
+        self.directory.remove(LOCK)?;
+        self.directory.remove_self()?;
+        // The last one out. Others may be there, or come just now.
+        let _ = self.directory().parent().map(fs::remove_dir);
         Ok(())
     }
 
-    fn lock(directory: PathBuf) -> Result<Self> {
-        let path = directory.join(LOCK);
+    fn lock(directory: Directory) -> Result<Self> {
         // Somebody may have been killed before there was one.
-        make_directory(&path, 0o700)?;
-        let lock = File::open(&path).with_context(|| {
+        let lock = directory.make(LOCK, 0o700).with_context(|| {
             format!(
                 "open {} (it belongs to the user that `ambassador load --for` named; others take \
                  CAP_DAC_READ_SEARCH)",
-                path.display()
+                directory.path.join(LOCK).display()
             )
         })?;
-        // SAFETY: a system call on a descriptor that is open.
-        if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+        if !lock.lock() {
             bail!(
                 "{} is in use by another ambassador; give each its own --instance",
-                directory.display()
+                directory.path.display()
             );
         }
-        Ok(Self { directory, _lock: lock, provisional: None })
+        Ok(Self { directory, lock, provisional: None })
     }
 
     fn fill(&self, maps: &Maps, links: Links, Owner { uid, gid }: Owner) -> Result<()> {
-        let give = |path: &Path| {
-            chown(path, Some(uid), Some(gid)).with_context(|| {
-                format!("give {} to user {uid}, which may take CAP_CHOWN", path.display())
-            })
-        };
-        give(&self.directory.join(LOCK))?;
-        let (of_maps, of_links) = (self.directory.join("maps"), self.directory.join("links"));
-        make_directory(&of_maps, 0o755)?;
-        make_directory(&of_links, 0o700)?;
+        let of_maps = self.directory.make(MAPS, 0o755)?;
+        let of_links = self.directory.make(LINKS, 0o700)?;
         // Names with a dot are variables that only programs read.
         for (name, map) in maps.0.iter().filter(|(name, _)| !name.contains('.')) {
-            let path = of_maps.join(name);
-            map.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+            let (way, path) = (of_maps.entry(name), of_maps.path.join(name));
+            map.pin(&way).with_context(|| format!("pin {}", path.display()))?;
             // While it is ours: later that would take CAP_FOWNER.
-            fs::set_permissions(&path, Permissions::from_mode(0o600))
+            fs::set_permissions(&way, Permissions::from_mode(0o600))
                 .with_context(|| format!("keep others from {}", path.display()))?;
-            give(&path)?;
+            chown(&way, Some(uid), Some(gid)).with_context(|| {
+                format!("give {} to user {uid}, which may take CAP_CHOWN", path.display())
+            })?;
         }
         // The map that it is attached to is pinned.
         std::mem::forget(links.to_sockets);
         for (name, link) in links.to_cgroup {
-            let path = of_links.join(name);
-            link.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+            let way = of_links.entry(name);
+            let pinned = link.pin(&way);
+            pinned.with_context(|| format!("pin {}", of_links.path.join(name).display()))?;
         }
-        Ok(())
+        // Only now, when nothing more is made or given away in them.
+        self.lock.give(uid, Some(gid), 0o700)?;
+        of_maps.give(uid, None, 0o775)?;
+        of_links.give(uid, None, 0o770)?;
+        self.directory.give(uid, None, 0o775)
     }
 
     /// Whether the cgroup that the programs were attached to is gone.
     fn acts_on_nothing(&self) -> Result<bool> {
-        for path in list(&self.directory.join("links"))? {
-            if cgroup_of(&path)? != 0 {
+        let of_links = self.directory.sub(LINKS)?;
+        let names = of_links.as_ref().map(Directory::names).transpose()?.unwrap_or_default();
+        let Some(of_links) = of_links.filter(|_| !names.is_empty()) else {
+            return self.directory.is_older_than(ABANDONED);
+        };
+        for name in names {
+            if cgroup_of(&of_links.entry(name))? != 0 {
                 return Ok(false);
             }
         }
@@ -271,16 +284,6 @@ fn open(pin: &Path) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(opened) })
 }
 
-/// The files of a directory; none if it is not there.
-fn list(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.with_context(|| format!("list {}", directory.display()))?,
-    };
-    let paths = entries.map(|entry| Ok(entry.context("list pins")?.path()));
-    paths.collect()
-}
-
 /// Has each of two directories take the place of the other.
 fn exchange(one: &Path, other: &Path) -> Result<()> {
     let name = |path: &Path| CString::new(path.as_os_str().as_bytes()).context("name a directory");
@@ -299,21 +302,4 @@ fn exchange(one: &Path, other: &Path) -> Result<()> {
         return Err(io::Error::last_os_error().into());
     }
     Ok(())
-}
-
-fn remove_directory(path: &Path) -> Result<()> {
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed.with_context(|| format!("remove {}", path.display())),
-    }
-}
-
-fn make_directory(path: &Path, mode: u32) -> Result<()> {
-    match DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("make {}", path.display())),
-        // The umask may have taken some of it.
-        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode))
-            .with_context(|| format!("open {} to others", path.display())),
-    }
 }

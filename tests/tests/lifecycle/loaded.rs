@@ -54,6 +54,78 @@ fn what_was_loaded_is_taken_over_without_privileges() -> Result<()> {
 }
 
 #[test]
+fn what_was_loaded_once_goes_with_the_clean_end_of_its_user() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let load = || scene.load_with(&["--once"], INSTANCE, cgroup::of_this_process()?)?.success();
+    load()?;
+    let run = || scene.launch()?.by_user(USER)?.start();
+    drop(run()?);
+    scene.connect().context("connect by the last good table")?;
+    let ambassador = run().context("after a kill")?;
+    let held = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["direct"]);
+    drop(held);
+    ambassador.end()?;
+    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
+    ensure!(scene.route.connect().is_err(), "redirected after the end");
+    load().context("load after a clean end")?;
+    load().context("replace what was given away").map(drop)
+}
+
+#[test]
+fn a_pod_s_part_of_the_bpffs_is_enough() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let elsewhere = tempfile::tempdir()?;
+    // As the kubelet makes and mounts it, and as systemd closes the rest to others than root.
+    let part = "mkdir -m 755 $0/ambassador && mount --bind $0/ambassador $1 && mount -t tmpfs -o mode=700 none $0";
+    let part = [part, BPFFS, &elsewhere.path().to_string_lossy()].map(str::to_owned);
+    run(scene.place.command("sh").arg("-c").args(part), SOON)?;
+    let pinned = || {
+        let found = run(scene.place.command("find").arg(elsewhere.path()), SOON)?;
+        Ok::<_, anyhow::Error>(found.lines().skip(1).map(str::to_owned).collect::<Vec<_>>())
+    };
+    scene.load_with(&["--once"], INSTANCE, cgroup::of_this_process()?)?.success()?;
+    ensure!(
+        pinned()?.iter().any(|pin| pin.ends_with("lifecycle/links/connect4")),
+        "{:?}",
+        pinned()?
+    );
+    let ambassador = scene.launch()?.by_user(USER)?.start()?;
+    let client = scene.connect()?;
+    ensure!(tiers(&ambassador)? == ["direct"]);
+    drop(client);
+    ambassador.end()?;
+    ensure!(pinned()?.is_empty(), "left behind: {:?}", pinned()?);
+    Ok(())
+}
+
+#[test]
+fn a_link_in_the_place_of_pins_is_not_followed() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    scene.load("victim", cgroup::of_this_process()?)?.success()?;
+    let all = scene.pinned()?;
+    let root = format!("{BPFFS}/ambassador");
+    let plant = format!("mkdir {root}/evil && ln -s {root}/victim/maps {root}/evil/maps");
+    let plant = format!("{plant} && ln -s {root}/victim {root}/worse");
+    let id = USER.to_string();
+    let mut planting = scene.place.command("setpriv");
+    planting.args(["--reuid", &id, "--regid", &id, "--clear-groups", "sh", "-c", &plant]);
+    run(&mut planting, SOON)?;
+    for evil in ["evil", "worse"] {
+        let unloaded = scene.command(&["unload", "--instance", evil])?;
+        ensure!(unloaded.code() == Some(1) && unloaded.stderr.contains("open "), "{unloaded:?}");
+    }
+    scene.command(&["unload", "--stale"])?;
+    let mut left = scene.pinned()?;
+    left.retain(|pin| pin.starts_with("victim"));
+    ensure!(left.iter().all(|pin| all.contains(pin)) && left.len() == all.len(), "{left:?}");
+    Ok(())
+}
+
+#[test]
 fn what_was_loaded_stays_in_force_when_it_cannot_be_replaced() -> Result<()> {
     needs!(Direct);
     let scene = Scene::new()?;
@@ -173,6 +245,26 @@ fn what_belongs_to_a_pod_that_is_gone_can_be_removed() -> Result<()> {
     ensure!(left == ["alive/links", "run/links"], "{left:?}");
     scene.connect().context("traffic goes on by the listener")?;
     ambassador.end()
+}
+
+#[test]
+fn loading_removes_what_pods_that_are_gone_left() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let gone = Cgroup::new()?;
+    scene.load_with(&["--once"], "gone", gone.path())?.success()?;
+    drop(gone);
+    until_true("what is stale to be removed", || {
+        scene.load("alive", cgroup::of_this_process()?)?.success()?;
+        Ok(!scene.pinned()?.iter().any(|pin| pin.starts_with("gone")))
+    })?;
+    scene.launch()?.start()?.end()?;
+    ensure!(
+        scene.pinned()?.iter().any(|pin| pin == "alive/links/connect4"),
+        "{:?}",
+        scene.pinned()?
+    );
+    Ok(())
 }
 
 #[test]

@@ -205,11 +205,25 @@ impl Scene {
 
     /// The same by another program, such as `prlimit`, that replaces itself by what follows it.
     fn load_under(&self, wrapper: &[&str], instance: &str, cgroup: &Path) -> Result<Finished> {
+        self.load_as(wrapper, &[], instance, cgroup)
+    }
+
+    fn load_with(&self, flags: &[&str], instance: &str, cgroup: &Path) -> Result<Finished> {
+        self.load_as(&[], flags, instance, cgroup)
+    }
+
+    fn load_as(
+        &self,
+        wrapper: &[&str],
+        flags: &[&str],
+        instance: &str,
+        cgroup: &Path,
+    ) -> Result<Finished> {
         let binary = ambassador::binary()?.to_string_lossy();
         let (user, cgroup) = (format!("{USER}:{USER}"), cgroup.to_string_lossy());
         let route = format!("{}={}", self.route, self.echo.address());
         let load = [&binary, "load", "--for", &user, "--instance", instance];
-        let words = [wrapper, &load, &["--cgroup", &cgroup, "--route", &route]].concat();
+        let words = [wrapper, &load, flags, &["--cgroup", &cgroup, "--route", &route]].concat();
         Process::start(self.place.command(words[0]).args(&words[1..]))?.finish(SOON)
     }
 
