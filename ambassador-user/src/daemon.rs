@@ -161,7 +161,7 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
     let listeners = Listeners::new(shared, drain);
     let mut reloader =
         Reloader { source, config, ladders, names, listeners, service: Arc::clone(&service) };
-    reloader.begin(listeners::register(routes)?).await.context("put the routes in force")?;
+    reloader.begin(listeners::register(routes)?).context("put the routes in force")?;
     if let Some(direct) = &service.direct {
         direct.open_tables()?;
     }
@@ -189,7 +189,12 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
             stop = stops.next() => break stop,
             asking = triggers.next() => asking,
         };
-        let outcome = reloader.reload().await;
+        let reload = move || {
+            let outcome = reloader.reload();
+            (reloader, outcome)
+        };
+        let outcome;
+        (reloader, outcome) = tokio::task::spawn_blocking(reload).await.context("reload")?;
         for ask in asking {
             // Whoever asked may be gone.
             let _ = ask.send(outcome.clone());

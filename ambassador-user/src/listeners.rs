@@ -38,6 +38,9 @@ struct Open {
     accepting: JoinHandle<()>,
 }
 
+/// Those that are about to close.
+pub struct Closing(Vec<JoinHandle<()>>);
+
 /// Addresses that are bound, and nobody accepts yet.
 pub type Bindings = HashMap<Listen, Bound>;
 /// The same, known to the runtime.
@@ -48,10 +51,7 @@ pub fn bind(routes: &[config::Route]) -> Result<Bindings> {
     bind_beside(routes, &HashMap::new())
 }
 
-fn bind_beside(
-    routes: &[config::Route],
-    open: &HashMap<Listen, Arc<Listener>>,
-) -> Result<Bindings> {
+fn bind_beside(routes: &[config::Route], open: &HashMap<Listen, Open>) -> Result<Bindings> {
     let mut bindings = Bindings::new();
     let wanted: HashSet<_> = routes.iter().flat_map(|it| &it.listen).map(address).collect();
     let going: Vec<_> = open.iter().filter(|(address, _)| !wanted.contains(address)).collect();
@@ -59,7 +59,7 @@ fn bind_beside(
         for listen in route.listen.iter().filter(|listen| !open.contains_key(&address(listen))) {
             let mut in_the_way = going.iter().filter(|(it, _)| share_a_port(it, listen)).peekable();
             let beside = in_the_way.peek().is_some();
-            let neighbours: Vec<_> = in_the_way.map(|(_, listener)| *listener).collect();
+            let neighbours: Vec<_> = in_the_way.map(|(_, it)| &it.listener).collect();
             let share = |share| neighbours.iter().try_for_each(|it| it.share_port(share));
             let bound = share(true)
                 .context("share a port")
@@ -88,13 +88,8 @@ impl Listeners {
     }
 
     /// Binds what these routes listen on and is not open yet. What is open stays as it is.
-    pub async fn bind(&self, routes: &[config::Route]) -> Result<Registered> {
-        let open =
-            self.open.iter().map(|(at, it)| (at.clone(), Arc::clone(&it.listener))).collect();
-        let routes = routes.to_vec();
-        // To look whether anybody has a Unix socket can take a while.
-        let bound = tokio::task::spawn_blocking(move || bind_beside(&routes, &open));
-        register(bound.await.context("bind")??)
+    pub fn bind(&self, routes: &[config::Route]) -> Result<Registered> {
+        register(bind_beside(routes, &self.open)?)
     }
 
     /// Gives these routes their addresses, and opens those that are new.
@@ -116,22 +111,14 @@ impl Listeners {
     }
 
     /// Closes what these routes do not have. Whoever waits there is accepted first.
-    pub async fn close_others(&mut self, routes: &[Arc<Route>]) {
+    pub fn close_others(&mut self, routes: &[Arc<Route>]) -> Closing {
         let wanted: HashSet<_> = listens(routes).map(|(_, listen)| address(listen)).collect();
-        let others: Vec<_> = self.open.extract_if(|at, _| !wanted.contains(at)).collect();
-        let mut ending = Vec::new();
-        for (_, Open { listener, route, accepting, .. }) in others {
+        let others = self.open.extract_if(|at, _| !wanted.contains(at));
+        let close = |Open { listener, route, accepting, .. }: Open| {
             info!(route = %route.borrow().name, "listening on {listener} no more");
-            ending.push(accepting);
-        }
-        let ended = async {
-            for accepting in ending {
-                let _ = accepting.await;
-            }
+            accepting
         };
-        if timeout(END, ended).await.is_err() {
-            warn!("listeners that are given up take long to close");
-        }
+        Closing(others.map(|(_, open)| close(open)).collect())
     }
 
     /// Resolves when the drain has closed all of them.
@@ -148,8 +135,25 @@ impl Listeners {
     }
 }
 
+impl Closing {
+    /// Resolves when they are closed, or should be.
+    pub async fn done(self) {
+        let ended = async {
+            for accepting in self.0 {
+                let _ = accepting.await;
+            }
+        };
+        if timeout(END, ended).await.is_err() {
+            warn!("listeners that are given up take long to close");
+        }
+    }
+}
+
 impl Open {
     fn lead_to(&mut self, route: &Arc<Route>) {
+        if Arc::ptr_eq(&self.route.borrow(), route) {
+            return;
+        }
         let before = self.route.send_replace(Arc::clone(route));
         if before.may_have_prepared() {
             // Clients of the route before may be waiting.

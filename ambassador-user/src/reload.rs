@@ -3,6 +3,8 @@
 //! All that can fail comes first: parsing, the ladder, `require`, binding. Until then nothing has changed, and
 //! what is refused leaves no trace but a line in the log. Then routes are swapped. Connections that are
 //! open keep what they were accepted with.
+//!
+//! None of it is done on a thread that carries bytes.
 
 mod outcome;
 pub mod triggers;
@@ -13,12 +15,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use tokio::runtime::Handle;
 use tracing::{error, info, warn};
 
 use crate::cli::Source;
 use crate::config::{self, Config};
-use crate::listeners::{Listeners, Registered};
+use crate::listeners::{Closing, Listeners, Registered};
 use crate::process;
 use crate::room::Ladders;
 use crate::route::Route;
@@ -52,15 +55,15 @@ pub struct Loaded {
 
 impl Reloader {
     /// Puts what it was made with in force, at the addresses that are bound.
-    pub async fn begin(&mut self, bound: Registered) -> Result<()> {
+    pub fn begin(&mut self, bound: Registered) -> Result<()> {
         let ladders = self.ladders.of(&self.config.routes, &[]);
-        self.swap(&ladders, bound).await
+        self.swap(&ladders, bound).map(drop)
     }
 
-    /// Reads the configuration again, and puts it in force if it is good.
-    pub async fn reload(&mut self) -> Outcome {
+    /// Reads the configuration again, and puts it in force if it is good. Takes a thread of its own.
+    pub fn reload(&mut self) -> Outcome {
         let begun = Instant::now();
-        let outcome = self.try_reload().await.map_or_else(Outcome::Refused, Outcome::Done);
+        let outcome = self.try_reload().map_or_else(Outcome::Refused, Outcome::Done);
         self.service.metrics.reloaded(outcome.name());
         let ms = begun.elapsed().as_millis() as u64;
         match &outcome {
@@ -81,16 +84,14 @@ impl Reloader {
         outcome
     }
 
-    async fn try_reload(&mut self) -> Result<Changes, Refusal> {
-        let source = self.source.clone();
-        let read = tokio::task::spawn_blocking(move || source.read());
-        let read = read.await.context("read the configuration").map_err(Refusal::failed)?;
-        let config::Resolved { mut config, warnings, sha256, .. } = read.map_err(Refusal::bad)?;
+    fn try_reload(&mut self) -> Result<Changes, Refusal> {
+        let config::Resolved { mut config, warnings, sha256, .. } =
+            self.source.read().map_err(Refusal::bad)?;
         let needs_restart = keep_for_good(&self.config, &mut config);
         let before = self.service.routes();
         let ladders = self.ladders.of(&config.routes, &before);
         self.ladders.satisfy(&config, &ladders).map_err(Refusal::missing_tier)?;
-        let bound = self.listeners.bind(&config.routes).await.map_err(Refusal::failed)?;
+        let bound = self.listeners.bind(&config.routes).map_err(Refusal::failed)?;
 
         warnings.iter().for_each(|warning| warn!("{warning}"));
         for key in &needs_restart {
@@ -99,8 +100,9 @@ impl Reloader {
         let settings = settings_that_differ(&self.config, &config);
         let opened = !bound.is_empty();
         self.config = config;
-        if let Err(error) = self.swap(&ladders, bound).await {
-            error!("the kernel does not carry everything that it could: {error:#}");
+        match self.swap(&ladders, bound) {
+            Ok(closing) => Handle::current().block_on(closing.done()),
+            Err(error) => error!("the kernel does not carry everything that it could: {error:#}"),
         }
         let changes = Changes::between(&before, &self.service.routes(), settings, needs_restart);
         if opened || !changes.is_empty() {
@@ -117,16 +119,16 @@ impl Reloader {
     }
 
     /// Puts the configuration in force. An error is one of the kernel's tables; all else has happened then.
-    async fn swap(&mut self, ladders: &[Arc<Ladder>], bound: Registered) -> Result<()> {
+    fn swap(&mut self, ladders: &[Arc<Ladder>], bound: Registered) -> Result<Closing> {
         let routes: Arc<[_]> = self.routes(ladders).into();
         self.names.ask_for(routes.iter().map(|route| &*route.upstream));
         self.service.replace(Arc::clone(&routes));
         // Before the kernel leads anybody anywhere, because whatever it does not take comes to a listener.
         self.listeners.open(&routes, bound);
-        let followed = self.service.follow().await;
-        self.listeners.close_others(&routes).await;
+        let followed = self.service.follow();
+        let closing = self.listeners.close_others(&routes);
         self.service.standings.sweep();
-        followed
+        followed.map(|()| closing)
     }
 
     /// The routes of the configuration: those that are running where nothing about them differs.

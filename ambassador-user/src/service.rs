@@ -89,13 +89,10 @@ impl Service {
         before.iter().filter(|route| !names.contains(&route.name)).for_each(|route| route.retire());
     }
 
-    /// Has the kernel carry the routes as they are now.
-    pub async fn follow(&self) -> Result<()> {
-        if let Some(direct) = self.direct.clone() {
-            let routes = self.routes();
-            // It may wait for the kernel.
-            let changed = tokio::task::spawn_blocking(move || direct.change(&routes));
-            changed.await.context("change the kernel's tables")??;
+    /// Has the kernel carry the routes as they are now. It may have to wait for the kernel.
+    pub fn follow(&self) -> Result<()> {
+        if let Some(direct) = &self.direct {
+            direct.change(&self.routes()).context("change the kernel's tables")?;
         }
         self.enrol()
     }

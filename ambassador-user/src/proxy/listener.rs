@@ -178,7 +178,8 @@ impl Listener {
     }
 
     /// Whether another listener of this user may be bound to this port too, as happens when one takes the
-    /// place of another. Where nobody is about to, nobody may.
+    /// place of another. Where nobody is about to, nobody may; but of this the kernel remembers, as long as the
+    /// port is in use, that sockets of the same user and address were willing.
     pub fn share_port(&self, share: bool) -> io::Result<()> {
         match self.name {
             Name::Tcp(_) => self.socket.get_ref().set_reuse_port(share),

@@ -290,4 +290,36 @@ mod tests {
         assert_eq!(alternate_families(mixed), addresses(["::1", "127.0.0.1", "::2", "::3"]));
         assert_eq!(alternate_families(Vec::new()), Vec::<IpAddr>::new());
     }
+
+    fn upstream(text: &str, names: &mut Names) -> Arc<Upstream> {
+        let text = format!(
+            "{{version: 1, routes: [{{listen: 1, upstream: u}}], \
+             upstreams: {{u: {{endpoints: ['db.invalid:1'], dns: {text}}}}}}}"
+        );
+        let resolved = config::Resolved::of_text("c.yaml".as_ref(), text).unwrap();
+        Upstream::new(&resolved.config.routes[0].upstream, None, names)
+    }
+
+    #[tokio::test]
+    async fn a_name_that_stays_is_asked_for_once_and_one_that_goes_no_more() {
+        let mut names = Names::default();
+        let one = upstream("{max_ttl: 5s}", &mut names);
+        names.ask_for([&*one].into_iter());
+        let task = names.all["db.invalid"][0].task.clone().unwrap();
+        let same = upstream("{max_ttl: 5s}", &mut names);
+        names.ask_for([&*same].into_iter());
+        assert_eq!(names.all["db.invalid"][0].task.as_ref().map(AbortHandle::id), Some(task.id()));
+
+        let known: Arc<[IpAddr]> = Arc::new(["10.0.0.1".parse().unwrap()]);
+        one.endpoints()[0].name().unwrap().know(Arc::clone(&known));
+        let other = upstream("{max_ttl: 9s}", &mut names);
+        assert_eq!(other.endpoints()[0].name().unwrap().known(), known);
+        names.ask_for([&*other].into_iter());
+        assert_eq!(names.all["db.invalid"].len(), 1);
+        while !task.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        names.ask_for(std::iter::empty());
+        assert!(names.all.is_empty());
+    }
 }
