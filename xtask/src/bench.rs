@@ -18,7 +18,7 @@ mod targets;
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::ambassador::bench::cpu::{Cpus, Strangers};
 use ::ambassador::bench::progress::Progress;
@@ -151,8 +151,18 @@ fn measure(options: &Options, binary: &Path) -> Result<Report> {
              quiet machine"
         ));
     }
-    let subjects = subjects.iter().map(Subject::name).collect();
-    Ok(Report { machine: Machine::look(&programs)?, notes, disturbed, loads, subjects, results })
+    let mut date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    date.truncate("2026-01-31".len());
+    Ok(Report {
+        date,
+        quick: options.quick,
+        machine: Machine::look(&programs)?,
+        notes,
+        disturbed,
+        loads,
+        subjects: subjects.iter().map(Subject::name).collect(),
+        results,
+    })
 }
 
 /// Programs, each with the argument that makes it say its version.

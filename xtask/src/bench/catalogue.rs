@@ -56,6 +56,7 @@ pub(crate) const LOADS: &[Load] = &[
         "64 bytes there and back, 64 connections over 1,000 routes",
         round_trips(64, 64),
     ),
+    over(1000, "reload", "A reload that moves one of 1,000 routes, under traffic", Kind::Reload),
 ];
 
 const fn quick(name: &'static str, title: &'static str, kind: Kind) -> Load {
@@ -110,6 +111,8 @@ pub(crate) enum Kind {
     Idle { connections: usize },
     /// The start of the proxy itself.
     StartUp,
+    /// Another configuration for the proxy, while others go on.
+    Reload,
 }
 
 /// Who answers.
@@ -141,10 +144,15 @@ impl Load {
         }
     }
 
+    /// How many ports a proxy needs for its routes: one of them moves in a reload.
+    pub(crate) fn ports(self) -> usize {
+        self.routes + usize::from(self.kind == Kind::Reload)
+    }
+
     /// How many files it has open at most in one process: clients and the built-in upstream share one,
     /// with the ports that are set aside; a proxy has both ends.
     pub(crate) fn descriptors(self) -> u64 {
-        (2 * self.connections() + self.routes + 500) as u64
+        (2 * self.connections() + self.ports() + 500) as u64
     }
 }
 

@@ -7,6 +7,7 @@
 pub(crate) mod idle;
 pub(crate) mod pgbench;
 pub(crate) mod redis;
+pub(crate) mod reload;
 pub(crate) mod start_up;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Kind, Load};
 use super::cpu::{Reading, Spent};
+use super::subject::reload::Reload;
 
 /// One number that a load gives.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub(crate) struct Target {
     pub(crate) proxy: Option<u32>,
     /// When that was started.
     pub(crate) started: Instant,
+    /// How it is told that a route has moved, if that is to be done.
+    pub(crate) reload: Option<Reload>,
     /// The CPUs that do the work.
     pub(crate) cpus: Cpus,
 }
@@ -115,6 +119,16 @@ impl Load {
                 }
             }
             Kind::StartUp => const { &[figure("ready ms", 2, '↓'), figure("RSS MiB", 2, '↓')] },
+            Kind::Reload => {
+                const {
+                    &[
+                        figure("reload ms", 1, '↓'),
+                        figure("p99.9 µs before", 0, '↓'),
+                        figure("p99.9 µs meanwhile", 0, '↓'),
+                        figure("meanwhile/before", 2, '↓'),
+                    ]
+                }
+            }
         }
     }
 
@@ -164,6 +178,19 @@ impl Load {
                     ready.as_ref().map(|ready| mebibytes(ready.memory.rss)),
                 ];
                 Ok(self.outcome(values, None, None))
+            }
+            Kind::Reload => {
+                // The tail needs more requests than a second has.
+                let reload::Reloaded { took, before, meanwhile } =
+                    reload::run(target, 2 * scale.time)?;
+                let tails = [&before, &meanwhile].map(|latency| latency.at(0.999));
+                let values = [
+                    took.map(|took| took.as_secs_f64() * 1e3),
+                    tails[0],
+                    tails[1],
+                    tails[1].zip(tails[0]).map(|(meanwhile, before)| meanwhile / before),
+                ];
+                Ok(self.outcome(values, None, Some(meanwhile)))
             }
         }
     }
@@ -228,7 +255,13 @@ mod tests {
 
     fn target(address: SocketAddr) -> Target {
         let cpus = Cpus::choose().expect("choose CPUs");
-        Target { addresses: vec![address], proxy: None, started: Instant::now(), cpus }
+        Target {
+            addresses: vec![address],
+            proxy: None,
+            started: Instant::now(),
+            reload: None,
+            cpus,
+        }
     }
 
     #[test]
@@ -245,7 +278,7 @@ mod tests {
             let outcome = load.run(&target, scale);
             let outcome = outcome.unwrap_or_else(|error| panic!("{}: {error:#}", load.name));
             let first = load.figures()[0].name;
-            let counts = !matches!(load.kind, Kind::StartUp | Kind::Idle { .. });
+            let counts = !matches!(load.kind, Kind::StartUp | Kind::Idle { .. } | Kind::Reload);
             assert_eq!(
                 outcome.figures.get(first).is_some_and(|&it| it > 0.0),
                 counts,

@@ -68,9 +68,10 @@ fn replaced(readme: &str, section: &str) -> Result<String> {
 
 fn section(report: &Report, charts: &[&str]) -> String {
     let mut section = format!(
-        "One interleaved run of `cargo xtask bench`; medians of {} rounds. Clients and proxy have one \
-         CPU, the\nserver has the other, a veth pair between them. Measured on:\n\n",
-        rounds(report)
+        "One interleaved run of `cargo xtask bench`, of {}: {}.\nFigures are medians. Clients and \
+         proxy have one CPU, the server has the other, a veth pair between them. Measured on:\n\n",
+        report.date,
+        report.extent()
     );
     for line in report.machine.lines() {
         section += &format!("- {line}\n");
@@ -156,8 +157,12 @@ fn shortfalls(report: &Report) -> Vec<String> {
         let others = lower.map(|lower| (format!("ambassador {lower}"), format!("`{lower}`")));
         for (other, name) in others.chain([("HAProxy".into(), "HAProxy".into())]) {
             let behind = behind(report, &subject, &other);
-            let behind = if behind.is_empty() { "nothing".into() } else { behind.join(", ") };
-            lines.push(format!("`{tier}` is behind {name} in {behind}"));
+            lines.push(if behind.is_empty() {
+                let chance = CHANCE * 100.0;
+                format!("In no load is `{tier}` worse than {name} by more than {chance:.0} %")
+            } else {
+                format!("`{tier}` is behind {name} in {}", behind.join(", "))
+            });
         }
     }
     lines
@@ -219,9 +224,16 @@ mod tests {
         let told = shortfalls(&report);
         assert_eq!(told[0], "`sockmap` is behind `splice` in get (0.72 ×)");
         assert_eq!(told[1], "`sockmap` is behind HAProxy in get (0.76 ×), start (2.00 ×)");
-        assert!(told.contains(&"`splice` is behind HAProxy in nothing".to_owned()));
+        assert!(
+            told.contains(&"In no load is `splice` worse than HAProxy by more than 3 %".to_owned())
+        );
         let section = section(&report, &["get"]);
         assert!(section.contains("xtask/charts/get.svg") && !section.contains("upload.svg"));
+        assert!(
+            section.starts_with(
+                "One interleaved run of `cargo xtask bench`, of 2026-01-31: a full run"
+            )
+        );
         assert_eq!(section.matches("<details>").count(), section.matches("</details>").count());
     }
 }

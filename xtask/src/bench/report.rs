@@ -7,7 +7,7 @@ use ambassador::bench::table::Table;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::catalogue::Load;
+use super::catalogue::{LOADS, Load};
 use super::gallery;
 use super::load::Figure;
 use super::machine::Machine;
@@ -17,6 +17,10 @@ use super::targets;
 /// All that a run has to tell.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Report {
+    /// The day on which it ended, as in 2026-01-31.
+    pub(crate) date: String,
+    /// Whether its rounds were shortened, and some of the loads left out.
+    pub(crate) quick: bool,
     /// What it was measured on.
     pub(crate) machine: Machine,
     /// How it was measured, a sentence each.
@@ -41,7 +45,7 @@ const SATURATED: f64 = 0.95;
 impl Report {
     /// The report for a reader.
     pub(crate) fn markdown(&self) -> String {
-        let mut report = String::from("# Benchmark\n\n");
+        let mut report = format!("# Benchmark\n\n- {}, {}\n", self.extent(), self.date);
         for line in self.machine.lines() {
             report += &format!("- {line}\n");
         }
@@ -90,6 +94,18 @@ impl Report {
         let path = directory.join(RESULTS);
         let json = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         serde_json::from_str(&json).with_context(|| format!("understand {}", path.display()))
+    }
+
+    /// How much of a run it was.
+    pub(crate) fn extent(&self) -> String {
+        let kind = if self.quick { "a quick run, with shortened rounds" } else { "a full run" };
+        let rounds = self.results.0.iter().map(|sample| sample.round).max().unwrap_or(0);
+        let s = if rounds == 1 { "" } else { "s" };
+        let loads = match (self.loads.len(), LOADS.len()) {
+            (some, all) if some < all => format!("{some} of the {all} loads"),
+            _ => "all loads".into(),
+        };
+        format!("{kind}: {rounds} round{s} of {loads}")
     }
 
     /// What became of a figure through each subject that has it.
@@ -163,7 +179,6 @@ impl Report {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::bench::catalogue::LOADS;
     use crate::bench::load::Outcome;
     use crate::bench::results::{End, Sample};
 
@@ -188,6 +203,8 @@ pub(crate) mod tests {
         }
         let machine = Machine::look(&[]).expect("look at this machine");
         Report {
+            date: "2026-01-31".into(),
+            quick: false,
             machine,
             notes: Vec::new(),
             disturbed: false,
@@ -207,5 +224,16 @@ pub(crate) mod tests {
         let text = read.markdown();
         assert!(text.contains("|       1 ±0 % |      0.50  1.00 |"), "{text}");
         assert!(directory.path().join("get.svg").is_file());
+    }
+
+    #[test]
+    fn a_short_run_says_that_it_is_one() {
+        let mut report = report(&[("get", "no proxy", &[2.0, 3.0])]);
+        let all = LOADS.len();
+        assert_eq!(report.extent(), format!("a full run: 2 rounds of 1 of the {all} loads"));
+        report.quick = true;
+        let told = "# Benchmark\n\n- a quick run, with shortened rounds: 2 rounds of 1 of the ";
+        assert!(report.markdown().starts_with(told), "{}", report.markdown());
+        assert!(report.markdown().contains(" loads, 2026-01-31\n"));
     }
 }

@@ -41,7 +41,7 @@ pub(crate) struct Scene {
 impl Scene {
     /// Two network namespaces with root, the loopback without; ready for these loads.
     pub(crate) fn set(cpus: Cpus, loads: &[Load]) -> Result<Self> {
-        let routes = loads.iter().map(|load| load.routes).max().unwrap_or(1);
+        let routes = loads.iter().map(|load| load.ports()).max().unwrap_or(1);
         let mut scene = if is_root() {
             let pod = Pod::new().context("make a pod and an upstream")?;
             for place in [&pod.inside, &pod.upstream] {
@@ -84,7 +84,8 @@ impl Scene {
     /// carries over from one measurement to the next.
     pub(crate) fn measure(&self, subject: &Subject, load: Load, scale: Scale) -> Result<Outcome> {
         let run = |upstream| {
-            let order = self.order(load.routes, upstream, load.connections());
+            let mut order = self.order(load.ports(), upstream, load.connections());
+            order.elsewhere = order.listen.split_off(load.routes).pop();
             self.through(subject, order, |target| load.run(&target, scale))
         };
         match load.service() {
@@ -111,7 +112,7 @@ impl Scene {
         let mut listen: Vec<_> =
             ports.map(|&port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
         let admin = listen.pop().expect("one more than there are routes");
-        Order { listen, upstream, admin, connections }
+        Order { listen, elsewhere: None, upstream, admin, connections }
     }
 
     /// Does something that a client does, through one subject, at the pod.
@@ -127,6 +128,7 @@ impl Scene {
                 addresses: way.addresses.clone(),
                 proxy: way.proxy.as_ref().map(Process::id),
                 started: way.started,
+                reload: way.reload.clone(),
                 cpus: self.cpus,
             };
             let done = act(target);

@@ -1,7 +1,9 @@
 //! The subjects: the ways through that are compared, each started the same way for each load.
 
 pub(crate) mod peer;
+pub(crate) mod reload;
 
+use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,11 +16,13 @@ use ambassador_tests::place::Place;
 use ambassador_tests::process::Process;
 use ambassador_tests::wait::{SOON, until};
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::catalogue::Load;
 use super::family;
 use peer::Peer;
+use reload::{Reload, Version};
 
 /// Tiers that act on the clients' sockets, which must be in the cgroup that they are attached to.
 pub(crate) const KERNEL_TIERS: [&str; 2] = ["direct", "sockmap"];
@@ -47,9 +51,12 @@ pub(crate) enum Subject {
 }
 
 /// What a proxy is to carry.
+#[derive(Clone)]
 pub(crate) struct Order {
     /// Where it listens: a route each.
     pub(crate) listen: Vec<SocketAddr>,
+    /// Where the last route moves to, if that is done while it runs.
+    pub(crate) elsewhere: Option<SocketAddr>,
     /// Where all of its routes lead.
     pub(crate) upstream: SocketAddr,
     /// Where it may listen for other purposes.
@@ -66,6 +73,8 @@ pub(crate) struct Way {
     pub(crate) proxy: Option<Process>,
     /// When it was started.
     pub(crate) started: Instant,
+    /// How it is told that a route has moved, if that is to be done.
+    pub(crate) reload: Option<Reload>,
     /// Where its configuration lies while it runs.
     _directory: TempDir,
 }
@@ -91,9 +100,14 @@ impl Subject {
     /// Starts it on the caller's CPU and in its namespace, and waits until it is in full service.
     pub(crate) fn start(&self, order: Order) -> Result<Way> {
         let directory = tempfile::tempdir().context("create a directory for a proxy")?;
-        let Some(mut command) = self.command(&order, directory.path())? else {
+        let file = directory.path().join("configuration.yaml");
+        let configuration = self.configuration(&order, directory.path())?;
+        fs::write(&file, &configuration)
+            .with_context(|| format!("write the configuration of {}", self.name()))?;
+        let Some(mut command) = self.command(&order, &file)? else {
             let (addresses, started) = (vec![order.upstream], Instant::now());
-            return Ok(Way { addresses, proxy: None, started, _directory: directory });
+            let way = Way { addresses, proxy: None, started, reload: None, _directory: directory };
+            return Ok(way);
         };
         let started = Instant::now();
         let mut proxy = Process::start(&mut command)?;
@@ -102,7 +116,33 @@ impl Subject {
             ensure!(started.elapsed() < SOON, "{} is ready: not within {SOON:?}", self.name());
             thread::sleep(GLANCE);
         }
-        Ok(Way { addresses: order.listen, proxy: Some(proxy), started, _directory: directory })
+        let reload = match order.moved() {
+            None => None,
+            Some(moved) => {
+                let after = self.configuration(&moved, directory.path())?;
+                let versions = [Version::of(&order, configuration), Version::of(&moved, after)];
+                Some(Reload::new(proxy.id(), self.reload_signal(), file, versions))
+            }
+        };
+        let (addresses, proxy) = (order.listen, Some(proxy));
+        Ok(Way { addresses, proxy, started, reload, _directory: directory })
+    }
+
+    /// What makes it read its configuration again.
+    fn reload_signal(&self) -> Signal {
+        match self {
+            Self::Peer { peer, .. } => peer.reload_signal(),
+            Self::Ambassador { .. } | Self::NoProxy => Signal::HUP,
+        }
+    }
+
+    /// What its file says; nothing where it has none.
+    fn configuration(&self, order: &Order, home: &Path) -> Result<String> {
+        match self {
+            Self::Peer { peer, .. } => peer.configuration(order, home),
+            Self::Ambassador { .. } if order.elsewhere.is_some() => Ok(ambassador_file(order)),
+            Self::Ambassador { .. } | Self::NoProxy => Ok(String::new()),
+        }
     }
 
     /// The others serve what they accept. The ambassador does too, but what it accepts before the kernel
@@ -118,14 +158,18 @@ impl Subject {
     }
 
     /// What starts it, unless there is nothing to start.
-    fn command(&self, order: &Order, home: &Path) -> Result<Option<Command>> {
+    fn command(&self, order: &Order, file: &Path) -> Result<Option<Command>> {
         match self {
             Self::NoProxy => Ok(None),
             Self::Ambassador { binary, tier } => {
                 let mut command = Command::new(binary);
                 command.arg("run");
-                for listen in &order.listen {
-                    command.args(["--route", &format!("{listen}={}", order.upstream)]);
+                if order.elsewhere.is_some() {
+                    command.arg("--config").arg(file);
+                } else {
+                    for listen in &order.listen {
+                        command.args(["--route", &format!("{listen}={}", order.upstream)]);
+                    }
                 }
                 command.args(["--tier", tier, "--require", tier]);
                 command.args(["--admin-http", &order.admin.to_string(), "--control", "off"]);
@@ -135,15 +179,42 @@ impl Subject {
                 }
                 Ok(Some(command))
             }
-            Self::Peer { peer, program } => peer.command(program, order, home).map(Some),
+            Self::Peer { peer, program } => peer.command(program, order, file).map(Some),
         }
     }
 }
 
+impl Order {
+    /// The same with the last route elsewhere, if that is to be.
+    fn moved(&self) -> Option<Self> {
+        let mut moved = self.clone();
+        *moved.listen.last_mut()? = self.elsewhere?;
+        Some(moved)
+    }
+}
+
+/// The ambassador's routes in a file: an upstream each, as the flags have it.
+fn ambassador_file(order: &Order) -> String {
+    let (mut routes, mut upstreams) = (String::new(), String::new());
+    for (number, listen) in order.listen.iter().enumerate() {
+        routes += &format!(
+            "  - {{ name: route{number}, listen: [\"{listen}\"], upstream: upstream{number} }}\n"
+        );
+        upstreams += &format!("  upstream{number}: {{ endpoints: [\"{}\"] }}\n", order.upstream);
+    }
+    format!("version: 1\nroutes:\n{routes}upstreams:\n{upstreams}")
+}
+
 impl Drop for Way {
-    /// One that forks must see its children end before it is killed, or their CPU time is lost.
+    /// One that forks must see its children end before it is killed, or their CPU time is lost. Those that
+    /// serve for it, because only so it can be given another configuration, end when they are told to.
     fn drop(&mut self) {
         let Some(proxy) = &self.proxy else { return };
+        if self.reload.is_some()
+            && let Err(error) = proxy.signal(libc::SIGTERM)
+        {
+            eprintln!("xtask: {error:#}");
+        }
         let alone = until("the end of a proxy's children", SOON, || {
             Ok((family::of(proxy.id()).len() == 1).then_some(()))
         });

@@ -51,6 +51,7 @@ const BULK: &[&str] = &["upload", "upload-8", "download", "download-8"];
 const CONNECTIONS: &[&str] = &["connections"];
 const STARTS: &[&str] = &["start", "start-100", "start-1000"];
 const GROWTH: &[&str] = &["round-trips-1000", "round-trips-5000", "routes-100", "routes-1000"];
+const RELOAD: &[&str] = &["reload"];
 const IDLE: &[&str] = &["idle", "idle-5000"];
 
 const DIRECT: &str = "ambassador direct";
@@ -102,6 +103,12 @@ const TARGETS: &[Target] = {
         target("`direct`: at most 1.2 × the CPU of no proxy with many connections or routes", DIRECT, GROWTH, "CPU s/10k", NO_PROXY, AtMost(1.2)),
         target("`sockmap`: a request takes at most 1.2 × its CPU with 64 connections and one route", SOCKMAP, GROWTH, "proxy CPU s/10k", Over::Load("round-trips-64"), AtMost(1.2)),
         target("`splice`: a request takes at most 1.2 × its CPU with 64 connections and one route", SPLICE, GROWTH, "proxy CPU s/10k", Over::Load("round-trips-64"), AtMost(1.2)),
+        target("`direct`: 1,000 routes reloaded no slower than HAProxy", DIRECT, RELOAD, "reload ms", HAPROXY, AtMost(1.0)),
+        target("`sockmap`: 1,000 routes reloaded no slower than HAProxy", SOCKMAP, RELOAD, "reload ms", HAPROXY, AtMost(1.0)),
+        target("`splice`: 1,000 routes reloaded no slower than HAProxy", SPLICE, RELOAD, "reload ms", HAPROXY, AtMost(1.0)),
+        target("`direct`: at most 1.5 × the p99.9 during that reload", DIRECT, RELOAD, "meanwhile/before", Over::Nothing, AtMost(1.5)),
+        target("`sockmap`: at most 1.5 × the p99.9 during that reload", SOCKMAP, RELOAD, "meanwhile/before", Over::Nothing, AtMost(1.5)),
+        target("`splice`: at most 1.5 × the p99.9 during that reload", SPLICE, RELOAD, "meanwhile/before", Over::Nothing, AtMost(1.5)),
     ]
 };
 

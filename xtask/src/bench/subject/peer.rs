@@ -1,12 +1,12 @@
 //! The proxies that the ambassador is measured beside, each configured as its manual advises for speed.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use ambassador_tests::pod::is_root;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use rustix::process::Signal;
 
 use super::Order;
 use crate::bench::catalogue::{Load, Service};
@@ -78,22 +78,37 @@ impl Peer {
         }
     }
 
-    /// What starts it, in the foreground and with no log but of errors.
-    pub(super) fn command(self, program: &Path, order: &Order, home: &Path) -> Result<Command> {
+    /// What makes it read its configuration again.
+    pub(super) fn reload_signal(self) -> Signal {
+        match self {
+            Self::Haproxy | Self::HaproxySplice => Signal::USR2,
+            _ => Signal::HUP,
+        }
+    }
+
+    /// What its file says; nothing where it has none.
+    pub(super) fn configuration(self, order: &Order, home: &Path) -> Result<String> {
+        match self {
+            Self::Haproxy | Self::HaproxySplice => Ok(self.haproxy(order, home)),
+            Self::Nginx => Ok(nginx(order, home)),
+            Self::Socat => Ok(String::new()),
+            Self::Twemproxy => Ok(twemproxy(order)),
+            Self::PgbouncerSession | Self::PgbouncerTransaction => self.pgbouncer(order),
+        }
+    }
+
+    /// What starts it with that file, in the foreground and with no log but of errors.
+    pub(super) fn command(self, program: &Path, order: &Order, file: &Path) -> Result<Command> {
+        let home = file.parent().context("find the directory of a configuration")?;
         let mut command = Command::new(program);
-        let configured = |text: String| -> Result<_> {
-            let path = home.join("configuration");
-            fs::write(&path, text)
-                .with_context(|| format!("write the configuration of {}", self.title()))?;
-            Ok(path)
-        };
         match self {
             Self::Haproxy | Self::HaproxySplice => {
-                command.args(["-db", "-q", "-f"]).arg(configured(self.haproxy(order))?);
+                // Only a master can be told to start over.
+                command.args(order.elsewhere.map(|_| "-W"));
+                command.args(["-db", "-q", "-f"]).arg(file);
             }
             Self::Nginx => {
-                let configuration = configured(nginx(order, home))?;
-                command.args(["-e", "stderr", "-p"]).arg(home).arg("-c").arg(configuration);
+                command.args(["-e", "stderr", "-p"]).arg(home).arg("-c").arg(file);
             }
             Self::Socat => {
                 let Order { listen, upstream, .. } = order;
@@ -106,30 +121,40 @@ impl Peer {
                 command.arg(format!("TCP:{upstream},nodelay"));
             }
             Self::Twemproxy => {
-                command.arg("-c").arg(configured(twemproxy(order))?);
+                command.arg("-c").arg(file);
                 // It insists on a port for its statistics, and on files for its log and its process id.
                 command.args(["-a", &order.admin.ip().to_string()]);
                 command.args(["-s", &order.admin.port().to_string()]);
                 command.args(["-o", "/dev/stderr", "-v", "0"]).arg("-p").arg(home.join("pid"));
             }
             Self::PgbouncerSession | Self::PgbouncerTransaction => {
-                command.arg("-q").arg(configured(self.pgbouncer(order)?)?);
+                command.arg("-q").arg(file);
             }
         }
         Ok(command)
     }
 
     /// Threads as HAProxy chooses them; connections as many as the load needs, because it wants
-    /// descriptors for all of them when it starts.
-    fn haproxy(self, order: &Order) -> String {
+    /// descriptors for all of them when it starts. One that starts over takes what it listens on from the
+    /// one before, so that nobody is refused in between.
+    fn haproxy(self, order: &Order, home: &Path) -> String {
         let options = match self {
             Self::HaproxySplice => "option splice-request\n    option splice-response",
             _ => "option splice-auto",
         };
+        let hand_over = match order.elsewhere {
+            Some(_) => {
+                format!(
+                    "    stats socket {}/stats level admin expose-fd listeners\n",
+                    home.display()
+                )
+            }
+            None => String::new(),
+        };
         let mut text = format!(
             "global
     maxconn {}
-defaults
+{hand_over}defaults
     mode tcp
     {options}
     timeout connect 5s
@@ -177,17 +202,23 @@ log_disconnections = 0
     }
 }
 
-/// One process, so that its time and memory can be read where they are spent; no access log. What it
-/// listens on counts as connections too.
+/// One process, so that its time and memory can be read where they are spent, and a master beside it where
+/// that is to be replaced; no access log. What it listens on counts as connections too.
 fn nginx(order: &Order, home: &Path) -> String {
     let Order { listen, upstream, connections, .. } = order;
     let servers: String = listen
         .iter()
         .map(|listen| format!("    server {{ listen {listen}; proxy_pass {upstream}; }}\n"))
         .collect();
+    let processes = match order.elsewhere {
+        // As the user it was started by, like the others.
+        Some(_) if is_root() => "worker_processes 1;\nuser root root;",
+        Some(_) => "worker_processes 1;",
+        None => "master_process off;",
+    };
     format!(
         "daemon off;
-master_process off;
+{processes}
 pid {}/pid;
 error_log stderr crit;
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
