@@ -88,7 +88,11 @@ fn open_kernel(config: &Config) -> Result<Kernel, String> {
                     it takes: restart it".to_owned());
     }
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
-    Kernel::open(&config.acceleration, routes).map_err(|obstacle| obstacle.to_string())
+    Kernel::open(&config.acceleration, routes).map_err(|obstacle| {
+        // Nobody should have to ask whether this is the fast way, and why not.
+        info!("the kernel tiers are not used: {obstacle}");
+        obstacle.to_string()
+    })
 }
 
 /// What of the kernel tiers works with that.

@@ -62,7 +62,7 @@ impl Place {
     }
 
     /// The network namespace that a process is in, with its loopback up.
-    pub(crate) fn of_process(pid: u32, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Self> {
+    pub(crate) fn of_process(pid: u32, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> Result<Self> {
         let path = format!("/proc/{pid}/ns/net");
         let namespace = File::open(&path).with_context(|| format!("open {path}"))?;
         let namespace = Some(Arc::new(namespace));

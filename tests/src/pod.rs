@@ -6,6 +6,12 @@ use anyhow::{Context, Result};
 
 use crate::place::Place;
 
+/// The addresses of a pod, and of the host at the other end of its cable.
+pub(crate) const INSIDE: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(10, 77, 0, 1), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1));
+pub(crate) const UPSTREAM: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(10, 77, 0, 2), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
+
 /// Two places: the pod's own, and the one where the services are that it wants.
 #[derive(Debug, Clone)]
 pub struct Pod {
@@ -18,11 +24,7 @@ pub struct Pod {
 impl Pod {
     /// Two network namespaces joined by a veth pair with IPv4 and IPv6 addresses. Needs root.
     pub fn new() -> Result<Self> {
-        let inside = Place::isolated(
-            Ipv4Addr::new(10, 77, 0, 1),
-            Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1),
-        )
-        .context("make the pod's namespace")?;
+        let inside = Place::isolated(INSIDE.0, INSIDE.1).context("make the pod's namespace")?;
         let upstream = upstream_of(&inside)?;
         Ok(Self { inside, upstream })
     }
@@ -36,8 +38,7 @@ impl Pod {
 /// A new place at the other end of a cable.
 pub(crate) fn upstream_of(inside: &Place) -> Result<Place> {
     let upstream =
-        Place::isolated(Ipv4Addr::new(10, 77, 0, 2), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2))
-            .context("make the upstream's namespace")?;
+        Place::isolated(UPSTREAM.0, UPSTREAM.1).context("make the upstream's namespace")?;
     let other = upstream.path().context("find the upstream's namespace")?;
     inside.ip(&format!("link add eth0 type veth peer name eth0 netns {other}"))?;
     for place in [inside, &upstream] {

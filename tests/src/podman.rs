@@ -5,7 +5,6 @@ mod host;
 pub mod manifest;
 
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,10 +13,11 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::place::Place;
+use crate::pod::{INSIDE, UPSTREAM};
 use crate::process::{self, Finished, Process};
 use crate::server;
 use host::Host;
-use manifest::Manifest;
+use manifest::{Manifest, Node};
 
 /// The variable that names the archive of the image, which `cargo xtask image` writes.
 pub const IMAGE: &str = "AMBASSADOR_IMAGE";
@@ -32,10 +32,10 @@ const APP: &str = "localhost/app:1";
 pub struct Podman {
     directory: TempDir,
     host: Host,
-    ambassador: String,
+    node: Node,
 }
 
-/// A Pod that runs.
+/// A Pod.
 #[derive(Debug)]
 pub struct Played<'p> {
     podman: &'p Podman,
@@ -75,37 +75,56 @@ impl Podman {
     pub fn new() -> Result<Self> {
         let directory = tempfile::tempdir().context("create a directory for podman")?;
         let host = Host::here(directory.path())?;
-        let mut podman = Self { directory, host, ambassador: String::new() };
+        let resolv_conf = directory.path().join("resolv.conf");
+        fs::write(
+            &resolv_conf,
+            format!("nameserver {}\noptions timeout:1 attempts:2\n", UPSTREAM.0),
+        )
+        .context("write a resolv.conf")?;
+        let node = Node { ambassador: String::new(), app: APP, resolv_conf };
+        let mut podman = Self { directory, host, node };
         let image = std::env::var_os(IMAGE).with_context(|| format!("find {IMAGE}"))?;
         let loaded = podman.run(&["load".as_ref(), "--input".as_ref(), Path::new(&image)])?;
         let name = loaded.lines().find_map(|line| line.strip_prefix("Loaded image: "));
-        podman.ambassador = name.context("find the name of the loaded image")?.trim().to_owned();
+        podman.node.ambassador =
+            name.context("find the name of the loaded image")?.trim().to_owned();
         podman.import_app()?;
         Ok(podman)
     }
 
-    /// Starts the Pod of a manifest, as far as this podman understands it.
-    pub fn play(&self, text: &str) -> Result<Played<'_>> {
-        let manifest = Manifest::read(text, &self.ambassador, APP)?;
+    /// Makes the Pod of a manifest, as far as this podman understands it: its network is there, and its
+    /// containers are not started.
+    pub fn make(&self, text: &str) -> Result<Played<'_>> {
+        let manifest = Manifest::read(text, &self.node)?;
         let path = self.directory.path().join(format!("{}.yaml", manifest.name));
         fs::write(&path, manifest.for_podman()).context("write a manifest")?;
-        let mut play = vec!["kube", "play", "--network", "none", "--seccomp-profile-root"];
+        let mut play = vec!["kube", "play", "--start=false", "--network", "none"];
         let profiles = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/seccomp");
-        play.extend([profiles, path.to_str().context("name the manifest")?]);
+        play.extend([
+            "--seccomp-profile-root",
+            profiles,
+            path.to_str().context("name the manifest")?,
+        ]);
         // Taken down also if it comes up by half.
         let half = Half(self, &manifest.name);
         self.run(&play)?;
         let infra =
             self.run(&["pod", "inspect", &manifest.name, "--format", "{{.InfraContainerID}}"])?;
+        self.run(&["start", infra.trim()])?;
         let infra = self.inspect(infra.trim(), "{{.State.Pid}}")?;
-        let inside = Place::of_process(
-            infra.parse().context("read a pid")?,
-            Ipv4Addr::new(10, 77, 0, 1),
-            Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1),
-        )?;
+        let inside = Place::of_process(infra.parse().context("read a pid")?, INSIDE)?;
+        for (name, value) in &manifest.sysctls {
+            let setting = format!("/proc/sys/{}", name.replace('.', "/"));
+            inside.enter(|| fs::write(&setting, value).with_context(|| format!("set {name}")))?;
+        }
         let upstream = crate::pod::upstream_of(&inside)?;
         std::mem::forget(half);
         Ok(Played { podman: self, manifest, inside, upstream })
+    }
+
+    /// What a program says that runs on the node.
+    pub fn on_node(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        process::run(self.host.command(program).args(arguments), STEP)
     }
 
     /// Runs podman to its end; its output, if it succeeds.
@@ -132,7 +151,9 @@ impl Podman {
         fs::create_dir_all(root.join("bin")).context("make the app's file system")?;
         let busybox = process::run(Command::new("sh").args(["-c", "command -v busybox"]), STEP)?;
         fs::copy(busybox.trim(), root.join("bin/busybox")).context("copy busybox")?;
-        for name in ["sh", "sleep", "nc", "wget", "cat", "id", "true", "false"] {
+        for name in
+            ["sh", "sleep", "nc", "wget", "cat", "id", "true", "false", "test", "touch", "printf"]
+        {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
         }
         let archive = self.directory.path().join("app.tar");
@@ -140,7 +161,9 @@ impl Podman {
             Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."),
             STEP,
         )?;
-        self.run(&["import".as_ref(), "--quiet".as_ref(), archive.as_path(), Path::new(APP)])?;
+        let mut import = self.command();
+        import.args(["import", "--quiet", "--change", "ENV PATH=/bin"]).arg(archive).arg(APP);
+        process::run(&mut import, STEP)?;
         Ok(())
     }
 }
@@ -155,16 +178,27 @@ impl Drop for Podman {
 }
 
 impl Played<'_> {
+    /// Starts its containers, those that come first to their end.
+    pub fn begin(&self) -> Result<()> {
+        self.podman.run(&["pod", "start", &self.manifest.name]).map(drop)
+    }
+
     /// Runs a program in a container to its end.
     pub fn exec(&self, container: &str, command: &[&str]) -> Result<Finished> {
+        self.start(container, command)?.finish(STEP)
+    }
+
+    /// Starts a program in a container.
+    pub fn start(&self, container: &str, command: &[&str]) -> Result<Process> {
         let name = self.container(container);
-        Process::start(self.podman.command().args(["exec", &name]).args(command))?.finish(STEP)
+        Process::start(self.podman.command().args(["exec", &name]).args(command))
     }
 
     /// What a container has logged.
     pub fn logs(&self, container: &str) -> Result<String> {
-        let logs =
-            Process::start(self.podman.command().args(["logs", &self.container(container)]))?;
+        // One that does not come up is started again and again.
+        let logs = ["logs", "--tail", "30", &self.container(container)];
+        let logs = Process::start(self.podman.command().args(logs))?;
         let Finished { stdout, stderr, .. } = logs.finish(STEP)?;
         Ok(stdout + &stderr)
     }
@@ -204,11 +238,6 @@ impl Played<'_> {
         let grace = self.manifest.grace.to_string();
         self.podman.run(&["pod", "stop", "--time", &grace, &self.manifest.name])?;
         self.podman.run(&["pod", "rm", "--force", &self.manifest.name]).map(drop)
-    }
-
-    /// What the node has at a path.
-    pub fn on_node(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        process::run(self.podman.host.command(program).args(arguments), STEP)
     }
 
     fn container(&self, name: &str) -> String {

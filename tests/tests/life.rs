@@ -18,6 +18,16 @@ const USAGE: i32 = 2;
 const TIER_MISSING: i32 = 77;
 
 #[test]
+fn a_start_without_the_kernel_tiers_says_why() -> Result<()> {
+    let front = Front::start(&[("--cgroup", "/nowhere")])?;
+    let told = "the kernel tiers are not used: ";
+    let log = front.ambassador.log()?;
+    let said = log.iter().filter_map(|line| line["message"].as_str()?.strip_prefix(told));
+    ensure!(said.count() == 1, "{log:#?}");
+    Ok(())
+}
+
+#[test]
 fn drain_finishes_what_is_open_and_ends_well() -> Result<()> {
     let front = Front::start(&[])?;
     let client = front.connect()?;

@@ -14,6 +14,9 @@ use crate::wait::until_true;
 /// Between podman and crun: takes out what this machine cannot grant.
 const RUNTIME: &str = include_str!("runtime.py");
 
+const SETTINGS: &str =
+    "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"crun\"\n";
+
 /// How programs of the node are run.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -25,7 +28,7 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn here(directory: &Path) -> Result<Self> {
         let settings = directory.join("containers.conf");
-        let mut text = "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"crun\"\n".to_owned();
+        let mut text = SETTINGS.to_owned();
         let as_it_is = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         let view = if as_it_is {
             None

@@ -1,11 +1,27 @@
 //! A manifest as podman 4 understands it. What it does not know of Kubernetes is said in its own words or left
 //! to the test, which then does the kubelet's part; what the ambassador is given stays as it is.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
 /// As Kubernetes has it.
 const GRACE: u64 = 30;
+
+/// An app that waits until it is told to end.
+const APP: &str = "trap 'exit 0' TERM; sleep 1000000 & wait";
+/// The volume by which containers are told of a name server, as the kubelet tells them without one.
+const RESOLVER: &str = "resolver";
+
+/// What a node has for any Pod.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// The image of the ambassador, and that of any app.
+    pub(super) ambassador: String,
+    pub(super) app: &'static str,
+    pub(super) resolv_conf: PathBuf,
+}
 
 /// One Pod, with the ConfigMaps and Secrets that it refers to.
 #[derive(Debug)]
@@ -14,15 +30,16 @@ pub struct Manifest {
     pub(super) name: String,
     /// What containers run before they are ended.
     pub(super) before_stop: Vec<(String, Vec<String>)>,
+    /// Settings of its network namespace, by name.
+    pub(super) sysctls: Vec<(String, String)>,
     /// Seconds between SIGTERM and SIGKILL.
     pub(super) grace: u64,
     documents: Vec<Value>,
 }
 
 impl Manifest {
-    /// Reads documents of YAML: one Pod, or one of the kinds that make Pods, and what it refers to. Images are
-    /// replaced: the ambassador's, and those of apps.
-    pub(super) fn read(text: &str, ambassador: &str, app: &str) -> Result<Self> {
+    /// Reads documents of YAML: one Pod, or one of the kinds that make Pods, and what it refers to.
+    pub(super) fn read(text: &str, node: &Node) -> Result<Self> {
         let mut documents: Vec<Value> =
             serde_saphyr::from_multiple(text).context("read the manifest")?;
         let is_pod = |it: &&mut Value| !matches!(it["kind"].as_str(), Some("ConfigMap" | "Secret"));
@@ -39,6 +56,10 @@ impl Manifest {
         document["kind"] = "Pod".into();
         let spec = &mut document["spec"];
         let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(GRACE);
+        let sysctls = spec["securityContext"]["sysctls"].as_array().into_iter().flatten();
+        let sysctls = sysctls
+            .filter_map(|it| Some((it["name"].as_str()?.into(), it["value"].as_str()?.into())))
+            .collect();
         let mut before_stop = Vec::new();
         let mut annotations = Vec::new();
         // A native sidecar is an init container that is not waited for.
@@ -53,12 +74,19 @@ impl Manifest {
                 let is_ours = image.contains("/ambassador:");
                 let name = container["name"].as_str().context("find its name")?.to_owned();
                 let of_container = container.as_object_mut().context("read a container")?;
-                of_container.insert("image".into(), if is_ours { ambassador } else { app }.into());
+                let image = if is_ours { &node.ambassador } else { node.app };
+                of_container.insert("image".into(), image.into());
+                let mounts = of_container.entry("volumeMounts").or_insert_with(|| json!([]));
+                let mounts = mounts.as_array_mut().context("read a container's mounts")?;
+                mounts.push(
+                    json!({ "name": RESOLVER, "mountPath": "/etc/resolv.conf", "readOnly": true }),
+                );
                 if !is_ours && key == "containers" {
-                    of_container.insert("command".into(), json!(["/bin/sleep", "1000000"]));
+                    of_container.insert("command".into(), json!(["/bin/sh", "-c", APP]));
                     of_container.remove("args");
                 }
-                for unknown in ["restartPolicy", "startupProbe", "readinessProbe", "livenessProbe"]
+                for unknown in
+                    ["ports", "restartPolicy", "startupProbe", "readinessProbe", "livenessProbe"]
                 {
                     of_container.remove(unknown);
                 }
@@ -74,11 +102,17 @@ impl Manifest {
             }
             spec[key] = containers.into();
         }
+        // podman would start init containers again too; a test starts what it has ended.
+        spec["restartPolicy"] = "Never".into();
+        let mut volumes = list(spec, "volumes")?;
+        let resolver = json!({ "path": node.resolv_conf, "type": "File" });
+        volumes.push(json!({ "name": RESOLVER, "hostPath": resolver }));
+        spec["volumes"] = volumes.into();
         for (container, profile) in annotations {
             let key = format!("container.seccomp.security.alpha.kubernetes.io/{container}");
             document["metadata"]["annotations"][key] = profile.into();
         }
-        Ok(Self { name, before_stop, grace, documents })
+        Ok(Self { name, before_stop, sysctls, grace, documents })
     }
 
     pub(super) fn for_podman(&self) -> String {
@@ -133,17 +167,17 @@ spec:
           securityContext: { runAsUser: 1, seccompProfile: { type: Unconfined } }
       containers: [{ name: app, image: "elsewhere/app:9" }]
 "#;
-        let manifest = Manifest::read(text, "ours", "theirs")?;
+        let node = Node { ambassador: "ours".into(), app: "theirs", resolv_conf: "/resolv".into() };
+        let manifest = Manifest::read(text, &node)?;
         assert_eq!((manifest.name.as_str(), manifest.grace), ("orders", 5));
         assert_eq!(
             manifest.before_stop,
             [("ambassador".into(), vec!["/ambassador".into(), "drain".into()])]
         );
         let pod = &manifest.documents[1];
-        assert_eq!(
-            pod["spec"]["initContainers"],
-            json!([{ "name": "load", "image": "ours", "args": ["load"] }])
-        );
+        let init = &pod["spec"]["initContainers"];
+        assert_eq!(init.as_array().map(Vec::len), Some(1));
+        assert_eq!((&init[0]["name"], &init[0]["args"]), (&json!("load"), &json!(["load"])));
         let ambassador = &pod["spec"]["containers"][0];
         assert_eq!(ambassador["image"], "ours");
         assert_eq!(ambassador["env"], json!([{ "name": "A", "value": "b" }]));

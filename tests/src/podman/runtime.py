@@ -31,7 +31,7 @@ def allow_devices(group):
     while group not in ("", "/"):
         path = CGROUPS + group
         shown = subprocess.run(["bpftool", "-j", "cgroup", "show", path], capture_output=True, text=True)
-        for program in json.loads(shown.stdout or "[]"):
+        for program in json.loads(shown.stdout.strip() or "[]"):
             if "device" in program["attach_type"]:
                 for name in ("device", "cgroup_device"):
                     detach = ["bpftool", "cgroup", "detach", path, name, "id", str(program["id"])]

@@ -1,0 +1,114 @@
+//! The Pods of deploy/examples: each app reaches the services that its manifest names, at the address where it
+//! believes them.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ambassador_tests::address::Address;
+use ambassador_tests::echo::Echo;
+use ambassador_tests::podman::{Played, Podman};
+use ambassador_tests::server::dnsmasq::Dnsmasq;
+use anyhow::{Context, Result, ensure};
+
+use crate::{AMBASSADOR, ask, is_ready, podman_and_kubectl};
+
+/// The ports where the services of a manifest are, by the names that it gives them.
+type Services<'a> = &'a [(&'a str, u16)];
+
+const DATABASE: &str = "database.svc.cluster.local";
+
+#[test]
+fn a_web_server_is_reached_by_a_proxy_on_a_low_port() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    let pod = Example::begin(&podman, "tcp-proxy", &[("example.com", 80)])?;
+    ask(&pod.played, "poller", 81)?;
+    pod.played.delete()
+}
+
+#[test]
+fn a_service_on_another_port_is_reached() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    let pod = Example::begin(&podman, "port-change", &[("backend", 8081)])?;
+    ask(&pod.played, "app", 8080)?;
+    pod.played.delete()
+}
+
+#[test]
+fn one_container_stands_for_three_databases() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    let [first, second] =
+        ["postgres-0", "postgres-1"].map(|it| format!("{it}.postgres.{DATABASE}"));
+    let [mysql, mongodb] = ["mysql", "mongos"].map(|it| format!("{it}.{DATABASE}"));
+    let services: Services<'_> =
+        &[(&first, 5432), (&second, 5432), (&mysql, 3306), (&mongodb, 27017)];
+    let pod = Example::begin(&podman, "multi-database", services)?;
+    for port in [5432, 3306, 27017] {
+        ask(&pod.played, "app", port)?;
+    }
+    pod.played.delete()
+}
+
+#[test]
+fn logs_go_to_the_standby_where_the_aggregator_does_not_answer() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    // The other name is not known at all.
+    let standby = ("fluentd-standby.logging.svc.cluster.local", 24224);
+    let pod = Example::begin(&podman, "log-forwarder", &[standby])?;
+    ask(&pod.played, "app", 24224)?;
+    pod.played.delete()
+}
+
+#[test]
+fn redis_is_reached_by_the_variable_of_the_image_that_is_replaced() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    let [first, second] =
+        ["redis-st-0", "redis-st-1"].map(|it| format!("{it}.redis-svc.default.svc.cluster.local"));
+    let pod = Example::begin(&podman, "redis", &[(&first, 6379), (&second, 6379)])?;
+    ask(&pod.played, "app", 6380)?;
+    pod.played.delete()
+}
+
+#[test]
+fn postgresql_is_reached_by_a_unix_socket() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    let name = format!("postgres.{DATABASE}");
+    let pod = Example::begin(&podman, "unix-socket", &[(&name, 5432)])?;
+    // As the app's container sees it.
+    let root = format!("/proc/{}/root", pod.played.pid("app")?);
+    let socket = Address::Unix(Path::new(&root).join("var/run/db/postgres.sock"));
+    socket.connect()?.ask(b"question", b"question")?;
+    pod.played.delete()
+}
+
+/// A Pod, and the services that it uses.
+struct Example<'p> {
+    played: Played<'p>,
+    _names: Dnsmasq,
+    _services: Vec<Echo>,
+}
+
+impl<'p> Example<'p> {
+    fn begin(podman: &'p Podman, name: &str, services: Services<'_>) -> Result<Self> {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+        let path = examples.join(format!("{name}.yaml"));
+        let manifest =
+            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let played = podman.make(&manifest)?;
+        let upstream = &played.upstream;
+        let names: Vec<_> =
+            services.iter().map(|(name, _)| (*name, IpAddr::from(upstream.ipv4))).collect();
+        let names = Dnsmasq::start(upstream, &names)?;
+        let mut ports: Vec<_> = services.iter().map(|(_, port)| *port).collect();
+        ports.dedup();
+        let services = ports.into_iter().map(|port| {
+            let address = Address::from(std::net::SocketAddr::from((upstream.ipv4, port)));
+            Ok(Echo::on(upstream.enter(|| address.listen())?, ""))
+        });
+        let services = services.collect::<Result<_>>()?;
+        played.begin()?;
+        is_ready(&played)?;
+        let status = played.exec(AMBASSADOR, &["/ambassador", "version"])?;
+        ensure!(status.status.success(), "{status:?}");
+        Ok(Self { played, _names: names, _services: services })
+    }
+}
