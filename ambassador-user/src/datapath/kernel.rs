@@ -263,20 +263,30 @@ pub fn load_for(config: &Config, owner: Owner, lifetime: Lifetime) -> Result<(),
 pub fn examine(choice: &Cgroup) -> Result<Found, Obstacle> {
     if let Err(obstacle) = obstacle::to_load() {
         // Somebody else may have loaded it for us.
-        return examine_pins().ok_or(obstacle);
+        return examine_pins().unwrap_or(Err(obstacle));
     }
     let cgroup = cgroup::find(choice).map_err(Obstacle::NoCgroup)?;
     let attached = Attached::to(&cgroup, 1).map_err(Obstacle::Refused)?;
     attached.examine(Extent::DOCTOR).map_err(Obstacle::Refused)
 }
 
-/// What is pinned here for this user, if anything is, and no ambassador holds it.
-fn examine_pins() -> Option<Found> {
-    let pins = Pins::find(&default_instance().ok()?).ok()??;
-    let (_, _, sockmap) = Kernel::adopt(&pins, &Acceleration::default()).ok()?;
+/// What is pinned here, if anything is; an obstacle if it is another user's, or an ambassador holds it.
+fn examine_pins() -> Option<Result<Found, Obstacle>> {
+    let pins = match Pins::find(&default_instance().ok()?) {
+        Ok(pins) => pins?,
+        Err(error) => {
+            let error =
+                error.context("`ambassador explain` asks the one that runs here, if one does");
+            return Some(Err(Obstacle::NotOurs(error)));
+        }
+    };
+    let (_, _, sockmap) = match Kernel::adopt(&pins, &Acceleration::default()) {
+        Ok(adopted) => adopted,
+        Err(error) => return Some(Err(Obstacle::NotOurs(error))),
+    };
     let adopted = || vec![Check { name: "what is pinned here can be taken over", failure: None }];
     let sockmap = sockmap.map(|_| adopted());
-    Some(Found { direct: adopted(), sockmap, counts_waiting_bytes: false })
+    Some(Ok(Found { direct: adopted(), sockmap, counts_waiting_bytes: false }))
 }
 
 /// Whether anything is pinned for this instance.

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use ambassador_tests::ambassador::Launch;
+use ::ambassador::datapath::kernel::default_instance;
+use ambassador_tests::ambassador::{self, Launch};
 use ambassador_tests::cgroup::{self, Cgroup};
 use ambassador_tests::place::BPFFS;
 use ambassador_tests::process::{Process, run};
@@ -71,6 +72,30 @@ fn what_was_loaded_once_goes_with_the_clean_end_of_its_user() -> Result<()> {
     ensure!(scene.route.connect().is_err(), "redirected after the end");
     load().context("load after a clean end")?;
     load().context("replace what was given away").map(drop)
+}
+
+#[test]
+fn the_doctor_without_privileges_tells_of_what_is_pinned() -> Result<()> {
+    needs!(Direct);
+    let scene = Scene::new()?;
+    let instance = default_instance()?;
+    let doctor = || {
+        let id = USER.to_string();
+        let mut doctor = scene.place.command("setpriv");
+        doctor.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+        run(doctor.arg(ambassador::binary()?).arg("doctor"), SOON)
+    };
+    let told = doctor()?;
+    ensure!(told.contains("grant CAP_BPF"), "{told}");
+    scene.load(&instance, cgroup::of_this_process()?)?.success()?;
+    let told = doctor()?;
+    ensure!(told.contains("direct   works"), "{told}");
+    let launch = Launch::new(&scene.place)?.by_user(USER)?;
+    let route = format!("routed:{}={}", scene.route, scene.echo.address());
+    let _ambassador = launch.route(route).start()?;
+    let told = doctor()?;
+    ensure!(told.contains("direct   no: `ambassador explain` asks the one that runs"), "{told}");
+    Ok(())
 }
 
 #[test]
