@@ -5,6 +5,7 @@ mod host;
 pub mod manifest;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -17,15 +18,17 @@ use crate::pod::{INSIDE, UPSTREAM};
 use crate::process::{self, Finished, Process};
 use crate::server;
 use host::Host;
-use manifest::{Manifest, Node};
+use manifest::{Hooks, Manifest, Node};
 
 /// The variable that names the archive of the image, which `cargo xtask image` writes.
 pub const IMAGE: &str = "AMBASSADOR_IMAGE";
 
 /// For anything that podman does.
 const STEP: Duration = Duration::from_secs(60);
-/// What the containers of apps run: busybox, and nothing else.
+/// What the containers of apps run: busybox, and what examples have their users add.
 const APP: &str = "localhost/app:1";
+/// A Job that has done its work once its database has answered.
+const MIGRATION: &str = "#!/bin/sh\ntest \"$(printf question | nc 127.0.0.1 5432)\" = question\n";
 
 /// A podman with images for the ambassador and for apps.
 #[derive(Debug)]
@@ -156,6 +159,10 @@ impl Podman {
         {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
         }
+        let ambassador = crate::ambassador::binary()?;
+        fs::copy(ambassador, root.join("ambassador")).context("copy the ambassador")?;
+        fs::write(root.join("migrate"), MIGRATION).context("write what a Job runs")?;
+        fs::set_permissions(root.join("migrate"), fs::Permissions::from_mode(0o755))?;
         let archive = self.directory.path().join("app.tar");
         process::run(
             Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."),
@@ -180,7 +187,23 @@ impl Drop for Podman {
 impl Played<'_> {
     /// Starts its containers, those that come first to their end.
     pub fn begin(&self) -> Result<()> {
-        self.podman.run(&["pod", "start", &self.manifest.name]).map(drop)
+        self.podman.run(&["pod", "start", &self.manifest.name])?;
+        self.run_hooks(&self.manifest.after_start)
+    }
+
+    fn run_hooks(&self, hooks: &Hooks) -> Result<()> {
+        for (container, command) in hooks {
+            let words: Vec<_> = command.iter().map(String::as_str).collect();
+            let ended = self.exec(container, &words)?;
+            ended.success().with_context(|| format!("a hook of {container}"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a container to end; its exit code.
+    pub fn wait(&self, container: &str) -> Result<i32> {
+        let code = self.podman.run(&["wait", &self.container(container)])?;
+        code.trim().parse().with_context(|| format!("read the exit code of {container}"))
     }
 
     /// Runs a program in a container to its end.
@@ -229,12 +252,7 @@ impl Played<'_> {
 
     /// Deletes the Pod as the kubelet does: hooks first, then SIGTERM, then SIGKILL.
     pub fn delete(self) -> Result<()> {
-        for (container, command) in &self.manifest.before_stop {
-            let words: Vec<_> = command.iter().map(String::as_str).collect();
-            self.exec(container, &words)?
-                .success()
-                .with_context(|| format!("preStop of {container}"))?;
-        }
+        self.run_hooks(&self.manifest.before_stop)?;
         let grace = self.manifest.grace.to_string();
         self.podman.run(&["pod", "stop", "--time", &grace, &self.manifest.name])?;
         self.podman.run(&["pod", "rm", "--force", &self.manifest.name]).map(drop)

@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 /// As Kubernetes has it.
 const GRACE: u64 = 30;
 
+/// Where images have the ambassador.
+const PROGRAM: &str = "/ambassador";
 /// An app that waits until it is told to end.
 const APP: &str = "trap 'exit 0' TERM; sleep 1000000 & wait";
 /// The volume by which containers are told of a name server, as the kubelet tells them without one.
@@ -23,13 +25,17 @@ pub(super) struct Node {
     pub(super) resolv_conf: PathBuf,
 }
 
+/// Commands, by the containers that run them.
+pub(super) type Hooks = Vec<(String, Vec<String>)>;
+
 /// One Pod, with the ConfigMaps and Secrets that it refers to.
 #[derive(Debug)]
 pub struct Manifest {
     /// The Pod's.
     pub(super) name: String,
-    /// What containers run before they are ended.
-    pub(super) before_stop: Vec<(String, Vec<String>)>,
+    /// What containers run once they are started, and before they are ended.
+    pub(super) after_start: Hooks,
+    pub(super) before_stop: Hooks,
     /// Settings of its network namespace, by name.
     pub(super) sysctls: Vec<(String, String)>,
     /// Seconds between SIGTERM and SIGKILL.
@@ -60,7 +66,7 @@ impl Manifest {
         let sysctls = sysctls
             .filter_map(|it| Some((it["name"].as_str()?.into(), it["value"].as_str()?.into())))
             .collect();
-        let mut before_stop = Vec::new();
+        let (mut after_start, mut before_stop) = (Hooks::new(), Hooks::new());
         let mut annotations = Vec::new();
         // A native sidecar is an init container that is not waited for.
         let init = list(spec, "initContainers")?;
@@ -81,7 +87,11 @@ impl Manifest {
                 mounts.push(
                     json!({ "name": RESOLVER, "mountPath": "/etc/resolv.conf", "readOnly": true }),
                 );
-                if !is_ours && key == "containers" {
+                // An app may be started by an ambassador of its own.
+                if !is_ours
+                    && key == "containers"
+                    && of_container.get("command").is_none_or(|it| it[0] != PROGRAM)
+                {
                     of_container.insert("command".into(), json!(["/bin/sh", "-c", APP]));
                     of_container.remove("args");
                 }
@@ -91,10 +101,15 @@ impl Manifest {
                     of_container.remove(unknown);
                 }
                 if let Some(lifecycle) = of_container.remove("lifecycle") {
-                    let words = lifecycle["preStop"]["exec"]["command"].as_array();
-                    let words = words.context("find what preStop runs")?;
-                    let words = words.iter().filter_map(|word| word.as_str().map(str::to_owned));
-                    before_stop.push((name.clone(), words.collect()));
+                    for (hook, hooks) in
+                        [("postStart", &mut after_start), ("preStop", &mut before_stop)]
+                    {
+                        let words =
+                            lifecycle[hook]["exec"]["command"].as_array().into_iter().flatten();
+                        let words: Vec<_> =
+                            words.filter_map(|word| word.as_str().map(str::to_owned)).collect();
+                        hooks.extend((!words.is_empty()).then(|| (name.clone(), words)));
+                    }
                 }
                 if let Some(profile) = profile(of_container.get("securityContext")) {
                     annotations.push((name, profile));
@@ -112,7 +127,7 @@ impl Manifest {
             let key = format!("container.seccomp.security.alpha.kubernetes.io/{container}");
             document["metadata"]["annotations"][key] = profile.into();
         }
-        Ok(Self { name, before_stop, sysctls, grace, documents })
+        Ok(Self { name, after_start, before_stop, sysctls, grace, documents })
     }
 
     pub(super) fn for_podman(&self) -> String {

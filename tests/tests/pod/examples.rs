@@ -8,6 +8,7 @@ use ambassador_tests::address::Address;
 use ambassador_tests::echo::Echo;
 use ambassador_tests::podman::{Played, Podman};
 use ambassador_tests::server::dnsmasq::Dnsmasq;
+use ambassador_tests::wait::until_true;
 use anyhow::{Context, Result, ensure};
 
 use crate::{AMBASSADOR, ask, is_ready, podman_and_kubectl};
@@ -21,7 +22,7 @@ const DATABASE: &str = "database.svc.cluster.local";
 fn a_web_server_is_reached_by_a_proxy_on_a_low_port() -> Result<()> {
     let podman = podman_and_kubectl!();
     let pod = Example::begin(&podman, "tcp-proxy", &[("example.com", 80)])?;
-    ask(&pod.played, "poller", 81)?;
+    ask(&pod.played, "app", 81)?;
     pod.played.delete()
 }
 
@@ -80,6 +81,27 @@ fn postgresql_is_reached_by_a_unix_socket() -> Result<()> {
     pod.played.delete()
 }
 
+#[test]
+fn an_app_that_ends_may_still_open_connections() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    let pod = Example::begin(&podman, "health-and-drain", &[("db.prod.svc.cluster.local", 5432)])?;
+    let probe = ["/ambassador", "probe", "tcp", "db.prod.svc.cluster.local:5432"];
+    pod.played.exec(AMBASSADOR, &probe)?.success().context("the readiness probe")?;
+    pod.played.kill(AMBASSADOR, "TERM")?;
+    until_true("the drain", || Ok(pod.played.logs(AMBASSADOR)?.contains("draining")))?;
+    ask(&pod.played, "app", 5432).context("once the ambassador is told to end")?;
+    pod.played.delete()
+}
+
+#[test]
+fn a_job_ends_with_its_ambassador() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    let pod = Example::begin(&podman, "job", &[("db.prod.svc.cluster.local", 5432)])?;
+    ensure!(pod.played.wait("migrate")? == 0, "{}", pod.played.logs("migrate")?);
+    ensure!(pod.played.wait(AMBASSADOR)? == 0, "{}", pod.played.logs(AMBASSADOR)?);
+    pod.played.delete()
+}
+
 /// A Pod, and the services that it uses.
 struct Example<'p> {
     played: Played<'p>,
@@ -106,9 +128,9 @@ impl<'p> Example<'p> {
         });
         let services = services.collect::<Result<_>>()?;
         played.begin()?;
-        is_ready(&played)?;
-        let status = played.exec(AMBASSADOR, &["/ambassador", "version"])?;
-        ensure!(status.status.success(), "{status:?}");
+        if name != "job" {
+            is_ready(&played)?;
+        }
         Ok(Self { played, _names: names, _services: services })
     }
 }
