@@ -36,7 +36,12 @@ pub fn raise_open_file_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// Does something during which nothing of this process can open a file. What is open stays so.
+/// Whether nothing else happens in this process meanwhile.
+pub fn is_single_threaded() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+}
+
+/// Does something during which no thread of this process can open a file. What is open stays so.
 pub fn without_opening_files<T>(act: impl FnOnce() -> T) -> io::Result<T> {
     let limit = open_file_limit()?;
     set_open_file_limit(&libc::rlimit { rlim_cur: 0, ..limit })?;

@@ -65,17 +65,28 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Kernels before 5.14 have no such file; the group must be empty by itself there.
-        let _ = fs::write(self.path.join("cgroup.kill"), "1");
-        let removed =
-            until_true("the end of what lives in it", || match fs::remove_dir(&self.path) {
-                Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(false),
-                done => Ok(done.map(|()| true)?),
-            });
-        if let Err(error) = removed {
+        if let Err(error) = remove(&self.path) {
             eprintln!("remove cgroup {}: {error:#}", self.path.display());
         }
     }
+}
+
+/// Removes a group with every process in it, and those below it.
+pub(crate) fn remove(group: &Path) -> Result<()> {
+    // Kernels before 5.14 have no such file; the group must be empty by itself there.
+    let _ = fs::write(group.join("cgroup.kill"), "1");
+    until_true("the end of what lives in it", || {
+        let below = fs::read_dir(group).into_iter().flatten().flatten();
+        for below in below.map(|it| it.path()).filter(|it| it.is_dir()) {
+            remove(&below)?;
+        }
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(false),
+            // Somebody else was faster.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            done => Ok(done.map(|()| true)?),
+        }
+    })
 }
 
 /// The group of this process, which is made and entered when it is first asked for; at its end the

@@ -8,11 +8,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
+use crate::cgroup;
 use crate::place::Place;
 use crate::pod::{INSIDE, UPSTREAM};
 use crate::process::{self, Finished, Process};
@@ -36,6 +38,8 @@ pub struct Podman {
     directory: TempDir,
     host: Host,
     node: Node,
+    /// Of the Pods that were made.
+    cgroups: Mutex<Vec<PathBuf>>,
 }
 
 /// A Pod.
@@ -85,7 +89,7 @@ impl Podman {
         )
         .context("write a resolv.conf")?;
         let node = Node { ambassador: String::new(), app: APP, resolv_conf };
-        let mut podman = Self { directory, host, node };
+        let mut podman = Self { directory, host, node, cgroups: Mutex::default() };
         let image = std::env::var_os(IMAGE).with_context(|| format!("find {IMAGE}"))?;
         let loaded = podman.run(&["load".as_ref(), "--input".as_ref(), Path::new(&image)])?;
         let name = loaded.lines().find_map(|line| line.strip_prefix("Loaded image: "));
@@ -114,6 +118,9 @@ impl Podman {
         let infra =
             self.run(&["pod", "inspect", &manifest.name, "--format", "{{.InfraContainerID}}"])?;
         self.run(&["start", infra.trim()])?;
+        let pod = self.cgroup(infra.trim())?;
+        let pod = pod.parent().context("find the Pod's cgroup")?.to_owned();
+        self.cgroups.lock().unwrap_or_else(PoisonError::into_inner).push(pod);
         let infra = self.inspect(infra.trim(), "{{.State.Pid}}")?;
         let inside = Place::of_process(infra.parse().context("read a pid")?, INSIDE)?;
         for (name, value) in &manifest.sysctls {
@@ -133,6 +140,13 @@ impl Podman {
     /// Runs podman to its end; its output, if it succeeds.
     fn run<A: AsRef<std::ffi::OsStr>>(&self, arguments: &[A]) -> Result<String> {
         process::run(self.command().args(arguments), STEP)
+    }
+
+    fn cgroup(&self, container: &str) -> Result<PathBuf> {
+        let groups = format!("/proc/{}/cgroup", self.inspect(container, "{{.State.Pid}}")?);
+        let groups = fs::read_to_string(&groups).with_context(|| format!("read {groups}"))?;
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+        Ok(cgroup::root()?.join(own.context("find the cgroup of a container")?))
     }
 
     fn inspect(&self, container: &str, format: &str) -> Result<String> {
@@ -177,9 +191,16 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // Of Pods that are gone; the images go with the directory.
+        // The images go with the directory.
         if let Err(error) = self.run(&["pod", "rm", "--all", "--force", "--time", "0"]) {
             eprintln!("take down what podman runs: {error:#}");
+        }
+        // What podman lost sight of, and directories that it leaves.
+        let cgroups = self.cgroups.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for pod in cgroups.iter().filter(|pod| pod.exists()) {
+            if let Err(error) = cgroup::remove(pod) {
+                eprintln!("remove {}: {error:#}", pod.display());
+            }
         }
     }
 }
@@ -234,10 +255,7 @@ impl Played<'_> {
 
     /// A container's cgroup as this process sees it.
     pub fn cgroup(&self, container: &str) -> Result<PathBuf> {
-        let groups = format!("/proc/{}/cgroup", self.pid(container)?);
-        let groups = fs::read_to_string(&groups).with_context(|| format!("read {groups}"))?;
-        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-        Ok(crate::cgroup::root()?.join(own.context("find the cgroup of a container")?))
+        self.podman.cgroup(&self.container(container))
     }
 
     /// Ends a container by a signal.

@@ -169,8 +169,11 @@ impl Links {
 
 /// A loader. Each reads and parses the kernel's whole BTF when it is made, in case that an object refers
 /// to it, and cannot be told not to: a quarter of the time until we are ready, and most of the memory.
-/// Ours does not refer to it, so it is kept from finding it.
+/// Ours does not refer to it, so it is kept from finding it, as long as no other thread could notice.
 fn loader<'a>() -> Result<EbpfLoader<'a>> {
+    if !process::is_single_threaded() {
+        return Ok(EbpfLoader::new());
+    }
     process::without_opening_files(EbpfLoader::new).context("keep the loader from reading BTF")
 }
 
