@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod kernel;
 pub mod known_bad;
 pub mod messages;
+pub mod mounts;
 pub mod obstacle;
 pub mod pins;
 pub mod programs;

@@ -1,6 +1,7 @@
 //! A control group of a test's own, to start processes in and attach programs to; and one for the
 //! test process itself, whose sockets are the app's.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::process::CommandExt;
@@ -112,12 +113,7 @@ impl Own {
     fn enter() -> Result<Self> {
         let root = root()?;
         remove_groups_of_the_dead(&root)?;
-        let groups = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
-        let came_from = groups
-            .lines()
-            .find_map(|line| line.strip_prefix("0::/"))
-            .context("find the cgroup v2 of this process in /proc/self/cgroup")?;
-        let came_from = root.join(came_from);
+        let came_from = of("self")?;
         let path = root.join(format!("{PREFIX}{}{APP}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("create cgroup {}", path.display()))?;
         let own = Self { path, came_from };
@@ -161,8 +157,16 @@ fn remove_groups_of_the_dead(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The group that a process is in.
+pub(crate) fn of(process: impl Display) -> Result<PathBuf> {
+    let path = format!("/proc/{process}/cgroup");
+    let groups = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    Ok(root()?.join(own.with_context(|| format!("find a cgroup v2 in {path}"))?))
+}
+
 /// Where the cgroup v2 hierarchy is mounted.
-pub(crate) fn root() -> Result<PathBuf> {
+fn root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     mounts
         .lines()

@@ -18,7 +18,7 @@ use crate::cgroup;
 use crate::place::Place;
 use crate::pod::{INSIDE, UPSTREAM};
 use crate::process::{self, Finished, Process};
-use crate::server;
+use crate::server::{self, dnsmasq::Dnsmasq};
 use host::Host;
 use manifest::{Hooks, Manifest, Node};
 
@@ -83,11 +83,7 @@ impl Podman {
         let directory = tempfile::tempdir().context("create a directory for podman")?;
         let host = Host::here(directory.path())?;
         let resolv_conf = directory.path().join("resolv.conf");
-        fs::write(
-            &resolv_conf,
-            format!("nameserver {}\noptions timeout:1 attempts:2\n", UPSTREAM.0),
-        )
-        .context("write a resolv.conf")?;
+        fs::write(&resolv_conf, Dnsmasq::resolv_conf(UPSTREAM.0)).context("write a resolv.conf")?;
         let node = Node { ambassador: String::new(), app: APP, resolv_conf };
         let mut podman = Self { directory, host, node, cgroups: Mutex::default() };
         let image = std::env::var_os(IMAGE).with_context(|| format!("find {IMAGE}"))?;
@@ -105,24 +101,17 @@ impl Podman {
         let manifest = Manifest::read(text, &self.node)?;
         let path = self.directory.path().join(format!("{}.yaml", manifest.name));
         fs::write(&path, manifest.for_podman()).context("write a manifest")?;
-        let mut play = vec!["kube", "play", "--start=false", "--network", "none"];
-        let profiles = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/seccomp");
-        play.extend([
-            "--seccomp-profile-root",
-            profiles,
-            path.to_str().context("name the manifest")?,
-        ]);
         // Taken down also if it comes up by half.
         let half = Half(self, &manifest.name);
-        self.run(&play)?;
+        let path = path.to_str().context("name the manifest")?;
+        self.run(&["kube", "play", "--start=false", "--network", "none", path])?;
         let infra =
             self.run(&["pod", "inspect", &manifest.name, "--format", "{{.InfraContainerID}}"])?;
         self.run(&["start", infra.trim()])?;
-        let pod = self.cgroup(infra.trim())?;
-        let pod = pod.parent().context("find the Pod's cgroup")?.to_owned();
+        let infra = self.pid(infra.trim())?;
+        let pod = cgroup::of(infra)?.parent().context("find the Pod's cgroup")?.to_owned();
         self.cgroups.lock().unwrap_or_else(PoisonError::into_inner).push(pod);
-        let infra = self.inspect(infra.trim(), "{{.State.Pid}}")?;
-        let inside = Place::of_process(infra.parse().context("read a pid")?, INSIDE)?;
+        let inside = Place::of_process(infra, INSIDE)?;
         for (name, value) in &manifest.sysctls {
             let setting = format!("/proc/sys/{}", name.replace('.', "/"));
             inside.enter(|| fs::write(&setting, value).with_context(|| format!("set {name}")))?;
@@ -142,16 +131,11 @@ impl Podman {
         process::run(self.command().args(arguments), STEP)
     }
 
-    fn cgroup(&self, container: &str) -> Result<PathBuf> {
-        let groups = format!("/proc/{}/cgroup", self.inspect(container, "{{.State.Pid}}")?);
-        let groups = fs::read_to_string(&groups).with_context(|| format!("read {groups}"))?;
-        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-        Ok(cgroup::root()?.join(own.context("find the cgroup of a container")?))
-    }
-
-    fn inspect(&self, container: &str, format: &str) -> Result<String> {
-        let found = self.run(&["inspect", "--type", "container", "--format", format, container])?;
-        Ok(found.trim().to_owned())
+    /// The process of a container that was started first.
+    fn pid(&self, container: &str) -> Result<u32> {
+        let format = ["inspect", "--type", "container", "--format", "{{.State.Pid}}", container];
+        let pid = self.run(&format)?;
+        pid.trim().parse().with_context(|| format!("read the pid of {container}"))
     }
 
     fn command(&self) -> Command {
@@ -166,11 +150,9 @@ impl Podman {
     fn import_app(&self) -> Result<()> {
         let root = self.directory.path().join("app");
         fs::create_dir_all(root.join("bin")).context("make the app's file system")?;
-        let busybox = process::run(Command::new("sh").args(["-c", "command -v busybox"]), STEP)?;
-        fs::copy(busybox.trim(), root.join("bin/busybox")).context("copy busybox")?;
-        for name in
-            ["sh", "sleep", "nc", "wget", "cat", "id", "true", "false", "test", "touch", "printf"]
-        {
+        let busybox = server::find("busybox").context("find busybox")?;
+        fs::copy(busybox, root.join("bin/busybox")).context("copy busybox")?;
+        for name in ["sh", "sleep", "nc", "test", "touch", "printf"] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
         }
         let ambassador = crate::ambassador::binary()?;
@@ -249,13 +231,12 @@ impl Played<'_> {
 
     /// The process of a container that was started first.
     pub fn pid(&self, container: &str) -> Result<u32> {
-        let pid = self.podman.inspect(&self.container(container), "{{.State.Pid}}")?;
-        pid.parse().with_context(|| format!("read the pid of {container}"))
+        self.podman.pid(&self.container(container))
     }
 
     /// A container's cgroup as this process sees it.
     pub fn cgroup(&self, container: &str) -> Result<PathBuf> {
-        self.podman.cgroup(&self.container(container))
+        cgroup::of(self.pid(container)?)
     }
 
     /// Ends a container by a signal.

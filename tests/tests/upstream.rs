@@ -264,7 +264,7 @@ upstreams:
 
 /// An ambassador in a pod whose DNS is in the upstream's place, with a route to [`NAME`].
 fn named(pod: &Pod, port: u16) -> Result<(Ambassador, Address)> {
-    let place = pod.inside.with_resolver(&Dnsmasq::resolv_conf(&pod.upstream))?;
+    let place = pod.inside.with_resolver(&Dnsmasq::resolv_conf(pod.upstream.ipv4))?;
     place_balanced(&place, "failover", &format!("'{NAME}:{port}'"), "dns: { max_ttl: 1s }")
 }
 

@@ -1,5 +1,5 @@
 //! `cargo xtask image`: the product as an OCI image: the static binary, CA roots, nothing else. It is
-//! written here, without a builder or a daemon, and has the same bytes wherever that is done.
+//! written here, without a builder or a daemon; of the same binary it has the same bytes.
 
 mod oci;
 

@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use super::mounts;
 use crate::config::Cgroup;
 
+/// What the kernel calls the tree of cgroup v2.
+const KIND: &str = "cgroup2";
 /// A tree with more groups than this is not searched to its end.
 const MOST_GROUPS: usize = 50_000;
 
@@ -27,7 +30,7 @@ pub fn find(choice: &Cgroup) -> Result<PathBuf> {
             Ok(path.clone())
         }
         Cgroup::Auto => {
-            let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
+            let mounts = mounts::read()?;
             let own = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
             above_own(&mounts, &own)
         }
@@ -51,10 +54,10 @@ pub struct Visit {
 impl Visit {
     /// Moves the process there. Takes a tree that may be written to.
     pub fn below(cgroup: &Path) -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
+        let mounts = mounts::read()?;
         let own = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        let view = mounts.lines().filter_map(mount).find(|(root, _)| *root == "/");
+        let view = mounts::of(KIND, &mounts).find(|(root, _)| *root == "/");
         let (_, view) = view.context("find a mounted cgroup v2 hierarchy")?;
         let group = cgroup.join(format!("ambassador-selftest-{}", std::process::id()));
         fs::create_dir(&group).with_context(|| format!("make {}", group.display()))?;
@@ -83,7 +86,7 @@ fn enter(cgroup: &Path) -> Result<()> {
 fn above_own(mounts: &str, own: &str) -> Result<PathBuf> {
     let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
     let own = own.context("this machine has no cgroup v2 hierarchy")?;
-    let trees: Vec<(&str, &Path)> = mounts.lines().filter_map(mount).collect();
+    let trees: Vec<(&str, &Path)> = mounts::of(KIND, mounts).collect();
     let (_, view) = trees.iter().find(|(root, _)| *root == "/").context(
         "no cgroup v2 hierarchy is mounted here; mount the host's /sys/fs/cgroup, read-only is enough",
     )?;
@@ -129,15 +132,6 @@ fn is_pod(group: &Path) -> bool {
     own.starts_with("pod") && !is_slice
         || is_slice && (own.contains("-pod") || own.contains("libpod_pod_"))
         || above == "libpod_parent"
-}
-
-/// The root that a mount of cgroup v2 shows, and where.
-fn mount(line: &str) -> Option<(&str, &Path)> {
-    // See proc_pid_mountinfo(5): the fields after the separator begin with the type.
-    let (fields, kind) = line.split_once(" - ")?;
-    let mut fields = fields.split(' ').skip(3);
-    let (root, place) = (fields.next()?, fields.next()?);
-    kind.starts_with("cgroup2 ").then_some((root, Path::new(place)))
 }
 
 /// The directory with this inode below a directory.
@@ -247,12 +241,5 @@ mod tests {
             let found = above_own(mounts, &format!("0::/{pod}/{container}\n")).unwrap();
             assert_eq!(found, Path::new("/sys/fs/cgroup").join(pod));
         }
-    }
-
-    #[test]
-    fn version_2_is_found_beside_version_1() {
-        let line = "40 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
-        assert_eq!(mount(line), Some(("/", Path::new("/sys/fs/cgroup/unified"))));
-        assert_eq!(mount("41 30 0:31 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"), None);
     }
 }

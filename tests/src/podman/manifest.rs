@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// As Kubernetes has it.
 const GRACE: u64 = 30;
@@ -67,7 +67,7 @@ impl Manifest {
             .filter_map(|it| Some((it["name"].as_str()?.into(), it["value"].as_str()?.into())))
             .collect();
         let (mut after_start, mut before_stop) = (Hooks::new(), Hooks::new());
-        let mut annotations = Vec::new();
+        let mut unconfined = Vec::new();
         // A native sidecar is an init container that is not waited for.
         let init = list(spec, "initContainers")?;
         let (sidecars, init): (Vec<_>, Vec<_>) =
@@ -111,8 +111,8 @@ impl Manifest {
                         hooks.extend((!words.is_empty()).then(|| (name.clone(), words)));
                     }
                 }
-                if let Some(profile) = profile(of_container.get("securityContext")) {
-                    annotations.push((name, profile));
+                if container["securityContext"]["seccompProfile"]["type"] == "Unconfined" {
+                    unconfined.push(name);
                 }
             }
             spec[key] = containers.into();
@@ -123,9 +123,10 @@ impl Manifest {
         let resolver = json!({ "path": node.resolv_conf, "type": "File" });
         volumes.push(json!({ "name": RESOLVER, "hostPath": resolver }));
         spec["volumes"] = volumes.into();
-        for (container, profile) in annotations {
+        // podman knows that by annotations only, as Kubernetes did before 1.19.
+        for container in unconfined {
             let key = format!("container.seccomp.security.alpha.kubernetes.io/{container}");
-            document["metadata"]["annotations"][key] = profile.into();
+            document["metadata"]["annotations"][key] = "unconfined".into();
         }
         Ok(Self { name, after_start, before_stop, sysctls, grace, documents })
     }
@@ -141,17 +142,6 @@ fn list(spec: &mut Value, key: &str) -> Result<Vec<Value>> {
         None => Ok(Vec::new()),
         Some(Value::Array(list)) => Ok(list),
         Some(other) => anyhow::bail!("{key} is no list: {other}"),
-    }
-}
-
-/// podman knows seccomp profiles by annotations only, as Kubernetes did before 1.19.
-fn profile(context: Option<&Value>) -> Option<String> {
-    let profile =
-        &context?.as_object().map(|it: &Map<String, Value>| it.get("seccompProfile"))??;
-    match profile["type"].as_str()? {
-        "Unconfined" => Some("unconfined".into()),
-        "Localhost" => Some(format!("localhost/{}", profile["localhostProfile"].as_str()?)),
-        _ => None,
     }
 }
 

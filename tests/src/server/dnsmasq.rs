@@ -1,6 +1,6 @@
 //! dnsmasq: a name server whose answers a test decides.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -42,8 +42,8 @@ impl Dnsmasq {
     }
 
     /// The resolv.conf of those who ask it.
-    pub fn resolv_conf(place: &Place) -> String {
-        format!("nameserver {}\noptions timeout:1 attempts:2\n", place.ipv4)
+    pub fn resolv_conf(server: Ipv4Addr) -> String {
+        format!("nameserver {server}\noptions timeout:1 attempts:2\n")
     }
 }
 

@@ -123,7 +123,7 @@ fn all_addresses_of_a_name_are_used_and_a_change_of_them_reaches_the_kernel() ->
     let new = Address::from(std::net::SocketAddr::from((more, port)));
     let (old, new) = (Echo::on(old, "o"), Echo::on(pod.upstream.enter(|| new.listen())?, "n"));
     let dns = Dnsmasq::start(&pod.upstream, &[(NAME, pod.upstream.ipv4.into())])?;
-    let place = pod.inside.with_resolver(&Dnsmasq::resolv_conf(&pod.upstream))?;
+    let place = pod.inside.with_resolver(&Dnsmasq::resolv_conf(pod.upstream.ipv4))?;
     let route = loopback(&pod.inside)?;
     let config = format!(
         "version: 1

@@ -47,7 +47,7 @@ fn two_pods_with_the_same_ports_do_not_meet() -> Result<()> {
     let mut other = Scene::new(&podman, &manifest.replace("name: orders", "name: others"))?;
     one.ask()?;
     other.ask()?;
-    other.database = None;
+    other.services.clear();
     ensure!(other.ask().is_err(), "it was answered by somebody else's database");
     one.ask()?;
     other.played.delete()?;

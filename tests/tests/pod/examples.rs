@@ -1,27 +1,21 @@
 //! The Pods of deploy/examples: each app reaches the services that its manifest names, at the address where it
 //! believes them.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use ambassador_tests::address::Address;
-use ambassador_tests::echo::Echo;
-use ambassador_tests::podman::{Played, Podman};
-use ambassador_tests::server::dnsmasq::Dnsmasq;
+use ambassador_tests::podman::Podman;
 use ambassador_tests::wait::until_true;
 use anyhow::{Context, Result, ensure};
 
-use crate::{AMBASSADOR, ask, is_ready, podman_and_kubectl};
-
-/// The ports where the services of a manifest are, by the names that it gives them.
-type Services<'a> = &'a [(&'a str, u16)];
+use crate::{AMBASSADOR, Scene, Services, ask, is_ready, podman_and_kubectl};
 
 const DATABASE: &str = "database.svc.cluster.local";
 
 #[test]
 fn a_web_server_is_reached_by_a_proxy_on_a_low_port() -> Result<()> {
     let podman = podman_and_kubectl!();
-    let pod = Example::begin(&podman, "tcp-proxy", &[("example.com", 80)])?;
+    let pod = example(&podman, "tcp-proxy", &[("example.com", 80)])?;
     ask(&pod.played, "app", 81)?;
     pod.played.delete()
 }
@@ -29,7 +23,7 @@ fn a_web_server_is_reached_by_a_proxy_on_a_low_port() -> Result<()> {
 #[test]
 fn a_service_on_another_port_is_reached() -> Result<()> {
     let podman = podman_and_kubectl!();
-    let pod = Example::begin(&podman, "port-change", &[("backend", 8081)])?;
+    let pod = example(&podman, "port-change", &[("backend", 8081)])?;
     ask(&pod.played, "app", 8080)?;
     pod.played.delete()
 }
@@ -42,7 +36,7 @@ fn one_container_stands_for_three_databases() -> Result<()> {
     let [mysql, mongodb] = ["mysql", "mongos"].map(|it| format!("{it}.{DATABASE}"));
     let services: Services<'_> =
         &[(&first, 5432), (&second, 5432), (&mysql, 3306), (&mongodb, 27017)];
-    let pod = Example::begin(&podman, "multi-database", services)?;
+    let pod = example(&podman, "multi-database", services)?;
     for port in [5432, 3306, 27017] {
         ask(&pod.played, "app", port)?;
     }
@@ -54,7 +48,7 @@ fn logs_go_to_the_standby_where_the_aggregator_does_not_answer() -> Result<()> {
     let podman = podman_and_kubectl!();
     // The other name is not known at all.
     let standby = ("fluentd-standby.logging.svc.cluster.local", 24224);
-    let pod = Example::begin(&podman, "log-forwarder", &[standby])?;
+    let pod = example(&podman, "log-forwarder", &[standby])?;
     ask(&pod.played, "app", 24224)?;
     pod.played.delete()
 }
@@ -64,7 +58,7 @@ fn redis_is_reached_by_the_variable_of_the_image_that_is_replaced() -> Result<()
     let podman = podman_and_kubectl!();
     let [first, second] =
         ["redis-st-0", "redis-st-1"].map(|it| format!("{it}.redis-svc.default.svc.cluster.local"));
-    let pod = Example::begin(&podman, "redis", &[(&first, 6379), (&second, 6379)])?;
+    let pod = example(&podman, "redis", &[(&first, 6379), (&second, 6379)])?;
     ask(&pod.played, "app", 6380)?;
     pod.played.delete()
 }
@@ -73,7 +67,7 @@ fn redis_is_reached_by_the_variable_of_the_image_that_is_replaced() -> Result<()
 fn postgresql_is_reached_by_a_unix_socket() -> Result<()> {
     let podman = podman_and_kubectl!();
     let name = format!("postgres.{DATABASE}");
-    let pod = Example::begin(&podman, "unix-socket", &[(&name, 5432)])?;
+    let pod = example(&podman, "unix-socket", &[(&name, 5432)])?;
     // As the app's container sees it.
     let root = format!("/proc/{}/root", pod.played.pid("app")?);
     let socket = Address::Unix(Path::new(&root).join("var/run/db/postgres.sock"));
@@ -84,7 +78,7 @@ fn postgresql_is_reached_by_a_unix_socket() -> Result<()> {
 #[test]
 fn an_app_that_ends_may_still_open_connections() -> Result<()> {
     let podman = podman_and_kubectl!();
-    let pod = Example::begin(&podman, "health-and-drain", &[("db.prod.svc.cluster.local", 5432)])?;
+    let pod = example(&podman, "health-and-drain", &[("db.prod.svc.cluster.local", 5432)])?;
     let probe = ["/ambassador", "probe", "tcp", "db.prod.svc.cluster.local:5432"];
     pod.played.exec(AMBASSADOR, &probe)?.success().context("the readiness probe")?;
     pod.played.kill(AMBASSADOR, "TERM")?;
@@ -96,41 +90,21 @@ fn an_app_that_ends_may_still_open_connections() -> Result<()> {
 #[test]
 fn a_job_ends_with_its_ambassador() -> Result<()> {
     let podman = podman_and_kubectl!();
-    let pod = Example::begin(&podman, "job", &[("db.prod.svc.cluster.local", 5432)])?;
+    let pod = Scene::begin(&podman, &manifest("job")?, &[("db.prod.svc.cluster.local", 5432)])?;
     ensure!(pod.played.wait("migrate")? == 0, "{}", pod.played.logs("migrate")?);
     ensure!(pod.played.wait(AMBASSADOR)? == 0, "{}", pod.played.logs(AMBASSADOR)?);
     pod.played.delete()
 }
 
-/// A Pod, and the services that it uses.
-struct Example<'p> {
-    played: Played<'p>,
-    _names: Dnsmasq,
-    _services: Vec<Echo>,
+/// The Pod of an example, once it is ready.
+fn example<'p>(podman: &'p Podman, name: &str, services: Services<'_>) -> Result<Scene<'p>> {
+    let scene = Scene::begin(podman, &manifest(name)?, services)?;
+    is_ready(&scene.played)?;
+    Ok(scene)
 }
 
-impl<'p> Example<'p> {
-    fn begin(podman: &'p Podman, name: &str, services: Services<'_>) -> Result<Self> {
-        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
-        let path = examples.join(format!("{name}.yaml"));
-        let manifest =
-            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let played = podman.make(&manifest)?;
-        let upstream = &played.upstream;
-        let names: Vec<_> =
-            services.iter().map(|(name, _)| (*name, IpAddr::from(upstream.ipv4))).collect();
-        let names = Dnsmasq::start(upstream, &names)?;
-        let mut ports: Vec<_> = services.iter().map(|(_, port)| *port).collect();
-        ports.dedup();
-        let services = ports.into_iter().map(|port| {
-            let address = Address::from(std::net::SocketAddr::from((upstream.ipv4, port)));
-            Ok(Echo::on(upstream.enter(|| address.listen())?, ""))
-        });
-        let services = services.collect::<Result<_>>()?;
-        played.begin()?;
-        if name != "job" {
-            is_ready(&played)?;
-        }
-        Ok(Self { played, _names: names, _services: services })
-    }
+fn manifest(name: &str) -> Result<String> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let path = examples.join(format!("{name}.yaml"));
+    std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use ambassador_tests::address::Address;
 use ambassador_tests::echo::Echo;
+use ambassador_tests::metrics::Metrics;
 use ambassador_tests::podman::{Played, Podman};
 use ambassador_tests::server::dnsmasq::Dnsmasq;
 use ambassador_tests::wait::{SOON, until_true};
@@ -25,33 +26,43 @@ const PROBES: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090
 const AMBASSADOR: &str = "ambassador";
 const APP: &str = "app";
 
-/// A Pod of an overlay, and the database that its manifest names.
+/// The ports where the services of a manifest are, by the names that it gives them.
+type Services<'a> = &'a [(&'a str, u16)];
+
+/// Those of the overlays.
+const DATABASES: Services<'_> =
+    &[("orders-db-0.prod.svc.cluster.local", PORT), ("orders-db-1.prod.svc.cluster.local", PORT)];
+
+/// A Pod that has begun, and the services that its manifest names.
 struct Scene<'p> {
     played: Played<'p>,
-    database: Option<Echo>,
+    services: Vec<Echo>,
     _names: Dnsmasq,
 }
 
 impl<'p> Scene<'p> {
+    /// Of an overlay, once it is ready.
     fn new(podman: &'p Podman, manifest: &str) -> Result<Self> {
-        let played = podman.make(manifest)?;
-        let database = (played.upstream.ipv4).into();
-        let names = ["orders-db-0", "orders-db-1"].map(|it| format!("{it}.prod.svc.cluster.local"));
-        let names = [(names[0].as_str(), database), (names[1].as_str(), database)];
-        let names = Dnsmasq::start(&played.upstream, &names)?;
-        let mut scene = Self { played, database: None, _names: names };
-        scene.start_database()?;
-        scene.played.begin()?;
+        let scene = Self::begin(podman, manifest, DATABASES)?;
         is_ready(&scene.played)?;
         Ok(scene)
     }
 
-    fn start_database(&mut self) -> Result<()> {
-        let upstream = &self.played.upstream;
-        let address = Address::from(SocketAddr::from((upstream.ipv4, PORT)));
-        let listener = upstream.enter(|| address.listen())?;
-        self.database = Some(Echo::on(listener, ""));
-        Ok(())
+    fn begin(podman: &'p Podman, manifest: &str, services: Services<'_>) -> Result<Self> {
+        let played = podman.make(manifest)?;
+        let upstream = &played.upstream;
+        let names: Vec<_> =
+            services.iter().map(|(name, _)| (*name, IpAddr::from(upstream.ipv4))).collect();
+        let names = Dnsmasq::start(upstream, &names)?;
+        let mut ports: Vec<_> = services.iter().map(|(_, port)| *port).collect();
+        ports.dedup();
+        let services = ports.into_iter().map(|port| {
+            let address = Address::from(SocketAddr::from((upstream.ipv4, port)));
+            Ok(Echo::on(upstream.enter(|| address.listen())?, ""))
+        });
+        let services = services.collect::<Result<_>>()?;
+        played.begin()?;
+        Ok(Self { played, services, _names: names })
     }
 
     /// The app asks its database, which it believes on localhost.
@@ -79,15 +90,8 @@ impl<'p> Scene<'p> {
     /// Bytes that a tier has carried, as the metrics have it.
     fn carried_by(&self, tier: &str) -> Result<f64> {
         let told = http::get(&self.played.inside, PROBES, "/metrics")?.body;
-        let of_tier = |line: &&str| {
-            line.starts_with("ambassador_bytes_total{")
-                && line.contains(&format!("tier=\"{tier}\""))
-        };
-        let numbers = told
-            .lines()
-            .filter(of_tier)
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        Ok(numbers.sum())
+        let carried = Metrics::parse(&told)?.sum("ambassador_bytes_total", &[("tier", tier)]);
+        Ok(carried.unwrap_or(0.0))
     }
 
     /// A line of a container's /proc/1/status.

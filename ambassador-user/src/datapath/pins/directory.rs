@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::datapath::mounts;
 use crate::privileges;
 
 #[derive(Debug)]
@@ -22,15 +23,14 @@ pub(super) struct Directory {
 
 /// Where the instances of this machine are, if a bpffs is mounted.
 pub(super) fn of_all_instances() -> Result<Option<PathBuf>> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
-    Ok(among(&mounts))
+    Ok(among(&mounts::read()?))
 }
 
 /// A mount of nothing but our part of the bpffs is meant for us. One on a node may be closed to all but
 /// root, and a profile of AppArmor may forbid to write below /sys.
 fn among(mounts: &str) -> Option<PathBuf> {
     let mut found = None;
-    for (root, place) in mounts.lines().filter_map(mount) {
+    for (root, place) in mounts::of("bpf", mounts) {
         if root == "/ambassador" {
             return Some(place.to_owned());
         }
@@ -39,15 +39,6 @@ fn among(mounts: &str) -> Option<PathBuf> {
         }
     }
     found
-}
-
-/// The root that a mount of a bpffs shows, and where.
-fn mount(line: &str) -> Option<(&str, &Path)> {
-    // See proc_pid_mountinfo(5): the fields after the separator begin with the type.
-    let (fields, kind) = line.split_once(" - ")?;
-    let mut fields = fields.split(' ').skip(3);
-    let (root, place) = (fields.next()?, fields.next()?);
-    kind.starts_with("bpf ").then_some((root, Path::new(place)))
 }
 
 impl Directory {
