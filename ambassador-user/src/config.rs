@@ -21,6 +21,7 @@ mod problem;
 mod resolve;
 mod shorthand;
 mod text;
+mod upstream;
 mod value;
 
 pub use environment::Environment;

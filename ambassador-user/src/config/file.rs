@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::NonZeroU16;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,17 +12,17 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
 
 use super::acceleration::{InFlightBytes, InFlightMessages, InstanceText, StaleAfterText};
-use super::address::{EndpointText, ListenText};
+use super::address::ListenText;
 use super::layer::{Draft, DrainTime, Layer, Policy, Said, Service, Settings};
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning, nearest, quote};
 use super::text::{OneOrMany, Text};
+use super::upstream::UpstreamEntry;
 use super::value::{ControlText, Count, HttpText, Protocol, RequireText, SocketMode, Within};
-use super::{Balance, Cgroup, Clients, Connect, Dns, TierLimit, Upstream};
+use super::{Cgroup, Clients, TierLimit};
 
 const MAX_ROUTES: usize = 10_000;
 const MAX_LISTEN: usize = 100;
-const MAX_ENDPOINTS: usize = 1_000;
 
 /// What an ambassador listens on, where that leads, and how it behaves.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -133,56 +132,6 @@ struct RouteEntry {
     socket_mode: Option<Text<SocketMode>>,
 }
 
-/// A service and how to reach it.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, expecting = "a mapping with the key endpoints")]
-#[schemars(rename = "upstream")]
-struct UpstreamEntry {
-    /// Where the service is reached.
-    endpoints: OneOrMany<Text<EndpointText>>,
-    /// How the next endpoint is chosen: failover takes the first that works, round_robin takes
-    /// turns by weight, least_connections takes the least busy for its weight.
-    #[schemars(extend("default" = "failover"))]
-    balance: Option<Text<Balance>>,
-    #[serde(default)]
-    connect: ConnectText,
-    #[serde(default)]
-    dns: DnsText,
-}
-
-/// How a connection to the service is tried.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys timeout and attempts")]
-#[schemars(rename = "connect")]
-struct ConnectText {
-    /// For one attempt.
-    #[schemars(extend("default" = "2s"))]
-    timeout: Option<Text<Within<1, 300_000>>>,
-    /// Each on another endpoint, while there is one left.
-    #[schemars(extend("default" = 3))]
-    attempts: Option<Text<Count<1, 100>>>,
-}
-
-/// How long an answer of DNS is believed.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    default,
-    expecting = "a mapping with the keys min_ttl, max_ttl and stale"
-)]
-#[schemars(rename = "dns")]
-struct DnsText {
-    /// At least so long, whatever the answer says.
-    #[schemars(extend("default" = "1s"))]
-    min_ttl: Option<Text<Within<1, 86_400_000>>>,
-    /// At most so long, whatever the answer says.
-    #[schemars(extend("default" = "30s"))]
-    max_ttl: Option<Text<Within<1, 86_400_000>>>,
-    /// Keep the last good addresses while DNS fails.
-    #[schemars(extend("default" = true))]
-    stale: Option<bool>,
-}
-
 /// The JSON Schema of the file, draft 2020-12.
 pub(crate) fn schema() -> Schema {
     schemars::schema_for!(FileText)
@@ -278,63 +227,13 @@ impl RouteEntry {
     }
 }
 
-impl UpstreamEntry {
-    fn meaning(
-        self,
-        name: &Name,
-        place: &Place,
-        warnings: &mut Vec<Warning>,
-    ) -> Result<Upstream, ConfigError> {
-        within(self.endpoints.0.len(), 1, MAX_ENDPOINTS, &place.key("endpoints"))?;
-        let endpoints: Vec<_> =
-            self.endpoints.0.iter().map(|Text(endpoint)| endpoint.meaning()).collect();
-        let balance = self.balance.map_or_else(Balance::default, |balance| balance.0);
-        if balance == Balance::Failover && endpoints.iter().any(|e| e.weight > NonZeroU16::MIN) {
-            warnings.push(Warning::new(
-                place.key("endpoints"),
-                Problem::new("failover takes no notice of weights", "write balance: round_robin"),
-            ));
-        }
-        let connect = Connect::default();
-        let connect = Connect {
-            timeout: self.connect.timeout.map_or(connect.timeout, |time| time.0.0),
-            attempts: self.connect.attempts.map_or(connect.attempts, |count| count.0.0),
-        };
-        Ok(Upstream {
-            name: name.shared(),
-            endpoints,
-            balance,
-            connect,
-            dns: self.dns.meaning(place)?,
-        })
-    }
-}
-
-impl DnsText {
-    fn meaning(self, upstream: &Place) -> Result<Dns, ConfigError> {
-        let default = Dns::default();
-        let dns = Dns {
-            min_ttl: self.min_ttl.map_or(default.min_ttl, |time| time.0.0),
-            max_ttl: self.max_ttl.map_or(default.max_ttl, |time| time.0.0),
-            stale: self.stale.unwrap_or(default.stale),
-        };
-        if dns.min_ttl > dns.max_ttl {
-            return Err(Problem::new(
-                format!(
-                    "min_ttl {} is above max_ttl {}",
-                    humantime::format_duration(dns.min_ttl),
-                    humantime::format_duration(dns.max_ttl)
-                ),
-                "raise max_ttl or lower min_ttl",
-            )
-            .at(&upstream.key("dns")));
-        }
-        Ok(dns)
-    }
-}
-
 /// Checks the length of a list.
-fn within(length: usize, min: usize, max: usize, place: &Place) -> Result<(), ConfigError> {
+pub(super) fn within(
+    length: usize,
+    min: usize,
+    max: usize,
+    place: &Place,
+) -> Result<(), ConfigError> {
     if (min..=max).contains(&length) {
         return Ok(());
     }

@@ -1,0 +1,121 @@
+//! A service as people type it in the file: its endpoints, and how they are reached.
+
+use std::num::NonZeroU16;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::address::EndpointText;
+use super::file::within;
+use super::name::Name;
+use super::problem::{ConfigError, Place, Problem, Warning};
+use super::text::{OneOrMany, Text};
+use super::value::{Count, Within};
+use super::{Balance, Connect, Dns, Upstream};
+
+const MAX_ENDPOINTS: usize = 1_000;
+
+/// A service and how to reach it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping with the key endpoints")]
+#[schemars(rename = "upstream")]
+pub(super) struct UpstreamEntry {
+    /// Where the service is reached.
+    endpoints: OneOrMany<Text<EndpointText>>,
+    /// How the next endpoint is chosen: failover takes the first that works, round_robin takes
+    /// turns by weight, least_connections takes the least busy for its weight.
+    #[schemars(extend("default" = "failover"))]
+    balance: Option<Text<Balance>>,
+    #[serde(default)]
+    connect: ConnectText,
+    #[serde(default)]
+    dns: DnsText,
+}
+
+/// How a connection to the service is tried.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys timeout and attempts")]
+#[schemars(rename = "connect")]
+struct ConnectText {
+    /// For one attempt.
+    #[schemars(extend("default" = "2s"))]
+    timeout: Option<Text<Within<1, 300_000>>>,
+    /// Each on another endpoint, while there is one left.
+    #[schemars(extend("default" = 3))]
+    attempts: Option<Text<Count<1, 100>>>,
+}
+
+/// How long an answer of DNS is believed.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a mapping with the keys min_ttl, max_ttl and stale"
+)]
+#[schemars(rename = "dns")]
+struct DnsText {
+    /// At least so long, whatever the answer says.
+    #[schemars(extend("default" = "1s"))]
+    min_ttl: Option<Text<Within<1, 86_400_000>>>,
+    /// At most so long, whatever the answer says.
+    #[schemars(extend("default" = "30s"))]
+    max_ttl: Option<Text<Within<1, 86_400_000>>>,
+    /// Keep the last good addresses while DNS fails.
+    #[schemars(extend("default" = true))]
+    stale: Option<bool>,
+}
+
+impl UpstreamEntry {
+    pub(super) fn meaning(
+        self,
+        name: &Name,
+        place: &Place,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Upstream, ConfigError> {
+        within(self.endpoints.0.len(), 1, MAX_ENDPOINTS, &place.key("endpoints"))?;
+        let endpoints: Vec<_> =
+            self.endpoints.0.iter().map(|Text(endpoint)| endpoint.meaning()).collect();
+        let balance = self.balance.map_or_else(Balance::default, |balance| balance.0);
+        if balance == Balance::Failover && endpoints.iter().any(|e| e.weight > NonZeroU16::MIN) {
+            warnings.push(Warning::new(
+                place.key("endpoints"),
+                Problem::new("failover takes no notice of weights", "write balance: round_robin"),
+            ));
+        }
+        let connect = Connect::default();
+        let connect = Connect {
+            timeout: self.connect.timeout.map_or(connect.timeout, |time| time.0.0),
+            attempts: self.connect.attempts.map_or(connect.attempts, |count| count.0.0),
+        };
+        Ok(Upstream {
+            name: name.shared(),
+            endpoints,
+            balance,
+            connect,
+            dns: self.dns.meaning(place)?,
+        })
+    }
+}
+
+impl DnsText {
+    fn meaning(self, upstream: &Place) -> Result<Dns, ConfigError> {
+        let default = Dns::default();
+        let dns = Dns {
+            min_ttl: self.min_ttl.map_or(default.min_ttl, |time| time.0.0),
+            max_ttl: self.max_ttl.map_or(default.max_ttl, |time| time.0.0),
+            stale: self.stale.unwrap_or(default.stale),
+        };
+        if dns.min_ttl > dns.max_ttl {
+            return Err(Problem::new(
+                format!(
+                    "min_ttl {} is above max_ttl {}",
+                    humantime::format_duration(dns.min_ttl),
+                    humantime::format_duration(dns.max_ttl)
+                ),
+                "raise max_ttl or lower min_ttl",
+            )
+            .at(&upstream.key("dns")));
+        }
+        Ok(dns)
+    }
+}
