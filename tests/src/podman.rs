@@ -3,6 +3,7 @@
 
 mod host;
 pub mod manifest;
+mod projected;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +22,7 @@ use crate::process::{self, Finished, Process};
 use crate::server::{self, dnsmasq::Dnsmasq};
 use host::Host;
 use manifest::{Hooks, Manifest, Node};
+use projected::Files;
 
 /// The variable that names the archive of the image, which `cargo xtask image` writes.
 pub const IMAGE: &str = "AMBASSADOR_IMAGE";
@@ -84,7 +86,8 @@ impl Podman {
         let host = Host::here(directory.path())?;
         let resolv_conf = directory.path().join("resolv.conf");
         fs::write(&resolv_conf, Dnsmasq::resolv_conf(UPSTREAM.0)).context("write a resolv.conf")?;
-        let node = Node { ambassador: String::new(), app: APP, resolv_conf };
+        let volumes = directory.path().join("volumes");
+        let node = Node { ambassador: String::new(), app: APP, resolv_conf, volumes };
         let mut podman = Self { directory, host, node, cgroups: Mutex::default() };
         let image = std::env::var_os(IMAGE).with_context(|| format!("find {IMAGE}"))?;
         let loaded = podman.run(&["load".as_ref(), "--input".as_ref(), Path::new(&image)])?;
@@ -101,6 +104,9 @@ impl Podman {
         let manifest = Manifest::read(text, &self.node)?;
         let path = self.directory.path().join(format!("{}.yaml", manifest.name));
         fs::write(&path, manifest.for_podman()).context("write a manifest")?;
+        for (_, place, files) in &manifest.projected {
+            projected::show(place, files)?;
+        }
         // Taken down also if it comes up by half.
         let half = Half(self, &manifest.name);
         let path = path.to_str().context("name the manifest")?;
@@ -237,6 +243,16 @@ impl Played<'_> {
     /// A container's cgroup as this process sees it.
     pub fn cgroup(&self, container: &str) -> Result<PathBuf> {
         cgroup::of(self.pid(container)?)
+    }
+
+    /// Changes what a ConfigMap or a Secret shows in a volume, as the kubelet does.
+    pub fn change(&self, volume: &str, files: &[(&str, &str)]) -> Result<()> {
+        let mut volumes = self.manifest.projected.iter();
+        let found = volumes.find(|(name, ..)| name == volume);
+        let (_, place, _) = found.with_context(|| format!("find the volume {volume}"))?;
+        let files: Files =
+            files.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect();
+        projected::show(place, &files)
     }
 
     /// Ends a container by a signal.

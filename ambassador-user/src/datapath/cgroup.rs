@@ -14,6 +14,8 @@ use crate::config::Cgroup;
 
 /// What the kernel calls the tree of cgroup v2.
 const KIND: &str = "cgroup2";
+/// What a Pod lacks that does not show it, as deploy/ has it.
+const MOUNT: &str = "mount hostPath /sys/fs/cgroup read-only at /host/cgroup (volume host-cgroup)";
 /// A tree with more groups than this is not searched to its end.
 const MOST_GROUPS: usize = 50_000;
 
@@ -87,9 +89,10 @@ fn above_own(mounts: &str, own: &str) -> Result<PathBuf> {
     let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
     let own = own.context("this machine has no cgroup v2 hierarchy")?;
     let trees: Vec<(&str, &Path)> = mounts::of(KIND, mounts).collect();
-    let (_, view) = trees.iter().find(|(root, _)| *root == "/").context(
-        "no cgroup v2 hierarchy is mounted here; mount the host's /sys/fs/cgroup, read-only is enough",
-    )?;
+    let (_, view) = trees
+        .iter()
+        .find(|(root, _)| *root == "/")
+        .with_context(|| format!("no cgroup v2 hierarchy is mounted here; {MOUNT}"))?;
     let container = view.join(own);
     let container = if own.is_empty() {
         // Of all groups only the root of the tree has no such file.
@@ -98,12 +101,9 @@ fn above_own(mounts: &str, own: &str) -> Result<PathBuf> {
             "this process is in no Pod, but in the root cgroup; name the one to attach to with --cgroup"
         );
         let wanted = inode(&container)?;
-        let above = trees.iter().map(|(_, tree)| *tree).filter(|tree| tree != view);
-        let mut found = above.filter_map(|tree| search(tree, wanted));
-        found.next().context(
-            "the pod's cgroup is not mounted; mount the host's /sys/fs/cgroup (hostPath, read-only) at \
-             any place, or name the cgroup with --cgroup",
-        )?
+        let others: Vec<_> = trees.iter().map(|(_, tree)| *tree).filter(|it| it != view).collect();
+        let mut found = others.iter().filter_map(|tree| search(tree, wanted));
+        found.next().with_context(|| not_shown(&others))?
     } else {
         container
     };
@@ -118,6 +118,18 @@ fn above_own(mounts: &str, own: &str) -> Result<PathBuf> {
             container.display()
         )
     })
+}
+
+/// That these views of the tree do not have the own cgroup, and what to mount.
+fn not_shown(others: &[&Path]) -> String {
+    let seen = match others {
+        [] => "the pod's cgroup is not mounted".to_owned(),
+        [tree, ..] => format!(
+            "the pod's cgroup is not in the tree at {}, which is not the host's from its root on",
+            tree.display()
+        ),
+    };
+    format!("{seen}; {MOUNT}, or name the cgroup with --cgroup")
 }
 
 /// Whether a group is that of a Pod, by the name that its runtime gave it:
@@ -197,7 +209,11 @@ mod tests {
         fs::write(own.path().join("cgroup.events"), "populated 1").unwrap();
         let mounts = format!("30 23 0:26 / {} ro - cgroup2 cgroup ro\n", own.path().display());
         let error = above_own(&mounts, "0::/\n").unwrap_err().to_string();
-        assert!(error.contains("mount the host's /sys/fs/cgroup"), "{error}");
+        assert!(error.contains("is not mounted; mount hostPath /sys/fs/cgroup"), "{error}");
+        let other = tempfile::tempdir().unwrap();
+        let error = above_own(&views(own.path(), other.path()), "0::/\n").unwrap_err().to_string();
+        let tree = format!("is not in the tree at {}", other.path().display());
+        assert!(error.contains(&tree) && error.contains(MOUNT), "{error}");
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl Kernel {
             None => known_bad::here().iter().for_each(|bug| warn!("sockmap: {bug}")),
         }
         let kernel = attached.serve(&instance, owner, lifetime, acceleration.inflight, no_sockmap);
-        let mut kernel = kernel.map_err(Obstacle::Refused)?;
+        let mut kernel =
+            kernel.map_err(|error| error.downcast().unwrap_or_else(Obstacle::Refused))?;
         kernel.sockmap_is_noticed = !found.counts_waiting_bytes;
         // Nobody else on a node does: a Pod that was killed cannot, and nothing runs after a Pod.
         match Pins::remove_stale() {
@@ -205,7 +206,9 @@ impl<'a> Attached<'a> {
         tables.found(settings(cgroup, kept)?)?;
         let hold = match pinned {
             Ok(pins) => Hold::Pins { pins, kept },
-            Err(error) if lifetime != Lifetime::OurEnd => return Err(error),
+            Err(error) if lifetime != Lifetime::OurEnd => {
+                return Err(Obstacle::NotPinned(error).into());
+            }
             Err(error) => {
                 info!("the kernel half ends with this process, however that ends: {error:#}");
                 // Attached again: what was pinned went with the pins.

@@ -19,6 +19,8 @@ pub enum Obstacle {
     NoCgroup(anyhow::Error),
     /// What somebody has left cannot be taken over.
     NotOurs(anyhow::Error),
+    /// It cannot be left for another process.
+    NotPinned(anyhow::Error),
     /// The kernel, or what guards it, refused.
     Refused(anyhow::Error),
     /// It does not do here what it has to.
@@ -34,17 +36,24 @@ impl fmt::Display for Obstacle {
             ),
             Self::NotPermitted(missing) => {
                 let missing: Vec<_> = missing.iter().map(Capability::to_string).collect();
+                // Kubernetes leaves out what the kernel begins each name with.
+                let of_pod: Vec<_> =
+                    missing.iter().map(|name| name.trim_start_matches("CAP_")).collect();
                 write!(
                     f,
-                    "not permitted to load programs; grant {}, or let `ambassador load` do it in an \
-                     init container",
-                    missing.join(" and ")
+                    "not permitted to load programs; grant {} (in a Pod: securityContext with runAsUser: 0 \
+                     and capabilities.add: [{}]), or let `ambassador load` do it in an init container",
+                    missing.join(" and "),
+                    of_pod.join(", ")
                 )
             }
-            Self::NoCgroup(error) | Self::NotOurs(error) => write!(f, "{error:#}"),
+            Self::NoCgroup(error) | Self::NotOurs(error) | Self::NotPinned(error) => {
+                write!(f, "{error:#}")
+            }
             Self::Refused(error) => write!(
                 f,
-                "the kernel refused the programs, or a seccomp profile the system call: {}",
+                "the kernel refused the programs, or a seccomp profile the system call (in a Pod: \
+                 securityContext with seccompProfile: {{ type: Unconfined }}): {}",
                 one_line(error)
             ),
             Self::Fails(why) => f.write_str(why),

@@ -74,8 +74,8 @@ impl Pins {
     /// Pins maps and links for a user, beside what may be there, until [`Pins::outlive`].
     pub fn make(instance: &str, maps: &Maps, links: Links, owner: Owner) -> Result<Self> {
         let all = directory::of_all_instances()?.context(
-            "no bpffs is mounted here; mount the host's /sys/fs/bpf/ambassador (hostPath, \
-             DirectoryOrCreate) at any place",
+            "no bpffs is mounted here; mount hostPath /sys/fs/bpf/ambassador (DirectoryOrCreate) at /host/bpf \
+             (volume host-bpf), where the node has a bpffs: `mount -t bpf bpf /sys/fs/bpf`",
         )?;
         let all = Directory::make_of_all_instances(all)?;
         let beside = unfinished(instance);

@@ -301,12 +301,15 @@ fn explain(error: io::Error, address: SocketAddr) -> anyhow::Error {
     let what_to_do = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => match port_owner::of(address) {
             Some(owner) => format!("{owner} has it; stop that process or choose another port"),
-            None => "another process has it; stop that process or choose another port".to_owned(),
+            None => "another process has it, unseen from here as those of other containers of the Pod are; \
+                     have that container listen elsewhere, or this route (`listen`)"
+                .to_owned(),
         },
         Some(libc::EACCES) => format!(
-            "ports below 1024 need CAP_NET_BIND_SERVICE at the start (or the sysctl \
-             net.ipv4.ip_unprivileged_port_start={})",
-            address.port()
+            "ports below 1024 need the sysctl net.ipv4.ip_unprivileged_port_start={port} (in a Pod: \
+             securityContext.sysctls: [{{ name: net.ipv4.ip_unprivileged_port_start, value: \"{port}\" }}]), or \
+             CAP_NET_BIND_SERVICE at the start",
+            port = address.port()
         ),
         Some(libc::EADDRNOTAVAIL) => "this Pod does not have that address".to_owned(),
         _ => return anyhow::Error::new(error).context(format!("listen on {address}")),

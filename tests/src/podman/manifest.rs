@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::projected::{self, Files};
+
 /// As Kubernetes has it.
 const GRACE: u64 = 30;
 
@@ -23,6 +25,8 @@ pub(super) struct Node {
     pub(super) ambassador: String,
     pub(super) app: &'static str,
     pub(super) resolv_conf: PathBuf,
+    /// Where volumes of ConfigMaps and Secrets lie, by their Pods.
+    pub(super) volumes: PathBuf,
 }
 
 /// Commands, by the containers that run them.
@@ -40,22 +44,24 @@ pub struct Manifest {
     pub(super) sysctls: Vec<(String, String)>,
     /// Seconds between SIGTERM and SIGKILL.
     pub(super) grace: u64,
+    /// Volumes of ConfigMaps and Secrets: their names, where they lie, and what is in them at first.
+    pub(super) projected: Vec<(String, PathBuf, Files)>,
     documents: Vec<Value>,
 }
 
 impl Manifest {
     /// Reads documents of YAML: one Pod, or one of the kinds that make Pods, and what it refers to.
     pub(super) fn read(text: &str, node: &Node) -> Result<Self> {
-        let mut documents: Vec<Value> =
+        let documents: Vec<Value> =
             serde_saphyr::from_multiple(text).context("read the manifest")?;
-        let is_pod = |it: &&mut Value| !matches!(it["kind"].as_str(), Some("ConfigMap" | "Secret"));
-        let mut pods = documents.iter_mut().filter(is_pod);
-        let document = pods.next().context("find a Pod in the manifest")?;
-        ensure!(pods.next().is_none(), "more than one Pod is in the manifest");
+        let is_pod = |it: &Value| !matches!(it["kind"].as_str(), Some("ConfigMap" | "Secret"));
+        let (mut pods, mut documents): (Vec<_>, Vec<_>) = documents.into_iter().partition(is_pod);
+        let mut document = pods.pop().context("find a Pod in the manifest")?;
+        ensure!(pods.is_empty(), "more than one Pod is in the manifest");
         let name = document["metadata"]["name"].as_str().context("find its name")?.to_owned();
         if document["kind"] != "Pod" {
             let template = document["spec"]["template"].take();
-            *document = json!({ "metadata": template["metadata"], "spec": template["spec"] });
+            document = json!({ "metadata": template["metadata"], "spec": template["spec"] });
             document["metadata"]["name"] = name.clone().into();
         }
         document["apiVersion"] = "v1".into();
@@ -120,6 +126,15 @@ impl Manifest {
         // podman would start init containers again too; a test starts what it has ended.
         spec["restartPolicy"] = "Never".into();
         let mut volumes = list(spec, "volumes")?;
+        let mut projected = Vec::new();
+        for volume in &mut volumes {
+            if let Some(files) = projected::files(volume, &documents)? {
+                let of_volume = volume["name"].as_str().context("find a volume's name")?.to_owned();
+                let place = node.volumes.join(&name).join(&of_volume);
+                *volume = json!({ "name": of_volume, "hostPath": { "path": place } });
+                projected.push((of_volume, place, files));
+            }
+        }
         let resolver = json!({ "path": node.resolv_conf, "type": "File" });
         volumes.push(json!({ "name": RESOLVER, "hostPath": resolver }));
         spec["volumes"] = volumes.into();
@@ -128,7 +143,11 @@ impl Manifest {
             let key = format!("container.seccomp.security.alpha.kubernetes.io/{container}");
             document["metadata"]["annotations"][key] = "unconfined".into();
         }
-        Ok(Self { name, after_start, before_stop, sysctls, grace, documents })
+        // Else podman removes init containers once they have ended, and what they logged with them.
+        document["metadata"]["annotations"]["io.podman.annotations.init.container.type"] =
+            "always".into();
+        documents.push(document);
+        Ok(Self { name, after_start, before_stop, sysctls, grace, projected, documents })
     }
 
     pub(super) fn for_podman(&self) -> String {
@@ -155,6 +174,7 @@ mod tests {
         let text = r#"
 kind: ConfigMap
 metadata: { name: settings }
+data: { a.yaml: "b" }
 ---
 kind: Deployment
 metadata: { name: orders }
@@ -171,15 +191,25 @@ spec:
           lifecycle: { preStop: { exec: { command: [/ambassador, drain] } } }
           securityContext: { runAsUser: 1, seccompProfile: { type: Unconfined } }
       containers: [{ name: app, image: "elsewhere/app:9" }]
+      volumes: [{ name: settings-volume, configMap: { name: settings } }]
 "#;
-        let node = Node { ambassador: "ours".into(), app: "theirs", resolv_conf: "/resolv".into() };
+        let node = Node {
+            ambassador: "ours".into(),
+            app: "theirs",
+            resolv_conf: "/resolv".into(),
+            volumes: "/volumes".into(),
+        };
         let manifest = Manifest::read(text, &node)?;
         assert_eq!((manifest.name.as_str(), manifest.grace), ("orders", 5));
         assert_eq!(
             manifest.before_stop,
             [("ambassador".into(), vec!["/ambassador".into(), "drain".into()])]
         );
+        let place = PathBuf::from("/volumes/orders/settings-volume");
+        let files = Files::from([("a.yaml".into(), "b".into())]);
+        assert_eq!(manifest.projected, [("settings-volume".into(), place.clone(), files)]);
         let pod = &manifest.documents[1];
+        assert_eq!(pod["spec"]["volumes"][0]["hostPath"]["path"], json!(place));
         let init = &pod["spec"]["initContainers"];
         assert_eq!(init.as_array().map(Vec::len), Some(1));
         assert_eq!((&init[0]["name"], &init[0]["args"]), (&json!("load"), &json!(["load"])));

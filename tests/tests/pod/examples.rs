@@ -8,7 +8,7 @@ use ambassador_tests::podman::Podman;
 use ambassador_tests::wait::until_true;
 use anyhow::{Context, Result, ensure};
 
-use crate::{AMBASSADOR, Scene, Services, ask, is_ready, podman_and_kubectl};
+use crate::{AMBASSADOR, Scene, Services, ask, is_ready, manifest, podman_and_kubectl};
 
 const DATABASE: &str = "database.svc.cluster.local";
 
@@ -101,10 +101,4 @@ fn example<'p>(podman: &'p Podman, name: &str, services: Services<'_>) -> Result
     let scene = Scene::begin(podman, &manifest(name)?, services)?;
     is_ready(&scene.played)?;
     Ok(scene)
-}
-
-fn manifest(name: &str) -> Result<String> {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
-    let path = examples.join(format!("{name}.yaml"));
-    std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }

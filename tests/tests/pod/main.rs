@@ -4,6 +4,7 @@
 mod end;
 mod examples;
 mod modes;
+mod surroundings;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -130,6 +131,13 @@ fn pinned(podman: &Podman) -> Result<Vec<String>> {
 fn overlay(mode: &str) -> Result<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/overlays").join(mode);
     process::run(Command::new("kubectl").arg("kustomize").arg(directory), SOON)
+}
+
+/// A file of deploy/examples.
+fn manifest(name: &str) -> Result<String> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let path = examples.join(format!("{name}.yaml"));
+    std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }
 
 /// Skips a test where overlays cannot be built, or no Pod can run.

@@ -9,7 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{StatVfsMountFlags, fstatvfs};
 
 use crate::datapath::mounts;
 use crate::privileges;
@@ -72,6 +73,12 @@ impl Directory {
     pub(super) fn make_of_all_instances(path: PathBuf) -> Result<Self> {
         const LIKE_TMP: u32 = 0o1777;
         let made = Self::make_by(&path, path.clone(), LIKE_TMP)?;
+        let mount = fstatvfs(&made.file).with_context(|| format!("look at {}", path.display()))?;
+        ensure!(
+            !mount.f_flag.contains(StatVfsMountFlags::RDONLY),
+            "{} is mounted read-only; mount it without readOnly: true (volumeMount host-bpf)",
+            path.display()
+        );
         // Where the kubelet made it, it is closed to the ambassador's user, who is to leave nothing there.
         if let Ok(found) = made.file.metadata()
             && found.uid() == privileges::effective_user()
