@@ -110,7 +110,10 @@ impl Podman {
         // Taken down also if it comes up by half.
         let half = Half(self, &manifest.name);
         let path = path.to_str().context("name the manifest")?;
-        self.run(&["kube", "play", "--start=false", "--network", "none", path])?;
+        let profiles = self.seccomp_profiles();
+        let profiles = profiles.to_str().context("name the profiles")?;
+        let play = ["kube", "play", "--start=false", "--network", "none"];
+        self.run(&[&play[..], &["--seccomp-profile-root", profiles, path]].concat())?;
         let infra =
             self.run(&["pod", "inspect", &manifest.name, "--format", "{{.InfraContainerID}}"])?;
         self.run(&["start", infra.trim()])?;
@@ -125,6 +128,11 @@ impl Podman {
         let upstream = crate::pod::upstream_of(&inside)?;
         std::mem::forget(half);
         Ok(Played { podman: self, manifest, inside, upstream })
+    }
+
+    /// Where the node has the profiles of seccomp that manifests name.
+    pub fn seccomp_profiles(&self) -> PathBuf {
+        self.directory.path().join("seccomp")
     }
 
     /// What a program says that runs on the node.

@@ -73,7 +73,7 @@ impl Manifest {
             .filter_map(|it| Some((it["name"].as_str()?.into(), it["value"].as_str()?.into())))
             .collect();
         let (mut after_start, mut before_stop) = (Hooks::new(), Hooks::new());
-        let mut unconfined = Vec::new();
+        let mut seccomp = Vec::new();
         // A native sidecar is an init container that is not waited for.
         let init = list(spec, "initContainers")?;
         let (sidecars, init): (Vec<_>, Vec<_>) =
@@ -117,8 +117,15 @@ impl Manifest {
                         hooks.extend((!words.is_empty()).then(|| (name.clone(), words)));
                     }
                 }
-                if container["securityContext"]["seccompProfile"]["type"] == "Unconfined" {
-                    unconfined.push(name);
+                let profile = &container["securityContext"]["seccompProfile"];
+                match profile["type"].as_str() {
+                    Some("Unconfined") => seccomp.push((name, "unconfined".to_owned())),
+                    Some("Localhost") => {
+                        let file =
+                            profile["localhostProfile"].as_str().context("find a profile")?;
+                        seccomp.push((name, format!("localhost/{file}")));
+                    }
+                    _ => {}
                 }
             }
             spec[key] = containers.into();
@@ -139,9 +146,9 @@ impl Manifest {
         volumes.push(json!({ "name": RESOLVER, "hostPath": resolver }));
         spec["volumes"] = volumes.into();
         // podman knows that by annotations only, as Kubernetes did before 1.19.
-        for container in unconfined {
+        for (container, profile) in seccomp {
             let key = format!("container.seccomp.security.alpha.kubernetes.io/{container}");
-            document["metadata"]["annotations"][key] = "unconfined".into();
+            document["metadata"]["annotations"][key] = profile.into();
         }
         // Else podman removes init containers once they have ended, and what they logged with them.
         document["metadata"]["annotations"]["io.podman.annotations.init.container.type"] =

@@ -168,7 +168,7 @@ fn what_was_loaded_stays_in_force_when_it_cannot_be_replaced() -> Result<()> {
     fails(&["prlimit", "--nofile=32:32", "--"], cgroup, "Too many open files")?;
     let remount = |how: &str| run(scene.place.command("mount").args(["-o", how, BPFFS]), SOON);
     remount("remount,ro,bind")?;
-    fails(&[], cgroup, "Read-only file system")?;
+    fails(&[], cgroup, "is mounted read-only")?;
     remount("remount,rw,bind")?;
 
     scene.load(INSTANCE, cgroup)?.success()?;

@@ -1,6 +1,8 @@
 //! The manifests of deploy/ as real Pods: what a platform engineer applies is what runs here, the images'
 //! names aside.
 
+mod config_map;
+mod edit;
 mod end;
 mod examples;
 mod modes;
@@ -22,10 +24,14 @@ use serde_json::Value;
 
 /// The port of the route, on localhost and of the database.
 const PORT: u16 = 5432;
+/// Where the app believes its database.
+const ROUTE: Address = Address::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT));
 /// Where every ambassador answers the kubelet.
 const PROBES: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 const AMBASSADOR: &str = "ambassador";
 const APP: &str = "app";
+/// The init container of mode `loader`.
+const LOAD: &str = "ambassador-load";
 
 /// The ports where the services of a manifest are, by the names that it gives them.
 type Services<'a> = &'a [(&'a str, u16)];

@@ -1,13 +1,19 @@
 //! The three ways to deploy: what carries, with which privileges, and what is left on the node.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use ambassador_tests::podman::Podman;
 use ambassador_tests::process::run;
+use ambassador_tests::server::missing;
+use ambassador_tests::skip;
 use ambassador_tests::wait::SOON;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
-use crate::{AMBASSADOR, APP, Scene, overlay, pinned, podman_and_kubectl};
+use crate::edit::{container, edited};
+use crate::{AMBASSADOR, APP, LOAD, Scene, overlay, pinned, podman_and_kubectl};
 
 const NONE: &str = "0000000000000000";
 
@@ -54,8 +60,44 @@ fn loader_leaves_the_sidecar_without_any_privilege() -> Result<()> {
     leaves_nothing(&podman, scene)
 }
 
+#[test]
+fn the_seccomp_profile_of_the_readme_is_enough_for_the_kernel_tiers() -> Result<()> {
+    const DEFAULT: &str = "/usr/share/containers/seccomp.json";
+    if let Some(program) = missing(&["jq"]) {
+        skip!("{program} is not installed");
+    }
+    if !Path::new(DEFAULT).exists() {
+        skip!("podman has no profile of seccomp at {DEFAULT}");
+    }
+    let readme = include_str!("../../../deploy/README.md");
+    let filter = readme.split_once("$ jq '").and_then(|(_, rest)| rest.split_once('\''));
+    let (filter, _) = filter.context("find the command that makes the profile")?;
+    let profile = run(Command::new("jq").args([filter, DEFAULT]), SOON)?;
+    let podman = podman_and_kubectl!();
+    fs::create_dir_all(podman.seccomp_profiles())?;
+    fs::write(podman.seccomp_profiles().join("ambassador.json"), profile)?;
+    let narrower = json!({ "type": "Localhost", "localhostProfile": "ambassador.json" });
+    for (mode, unconfined) in
+        [("accelerated", [AMBASSADOR].as_slice()), ("loader", &[LOAD, AMBASSADOR])]
+    {
+        let manifest = edited(mode, |pod| {
+            unconfined.iter().try_for_each(|name| {
+                container(pod, name)?["securityContext"]["seccompProfile"] = narrower.clone();
+                Ok(())
+            })
+        })?;
+        let scene = Scene::new(&podman, &manifest)?;
+        scene.ask()?;
+        scene.carries_by("direct", 0.0)?;
+        // A filter is in force.
+        ensure!(scene.of_process(AMBASSADOR, "Seccomp")? == "2");
+        leaves_nothing(&podman, scene)?;
+    }
+    Ok(())
+}
+
 /// Deletes the Pod: neither pins nor programs on its cgroup stay.
-fn leaves_nothing(podman: &Podman, scene: Scene<'_>) -> Result<()> {
+pub(crate) fn leaves_nothing(podman: &Podman, scene: Scene<'_>) -> Result<()> {
     let pod = scene.played.cgroup(APP)?;
     let pod = pod.parent().expect("a container's cgroup has one above it").to_owned();
     let attached = run(Command::new("bpftool").args(["cgroup", "show"]).arg(&pod), SOON)?;

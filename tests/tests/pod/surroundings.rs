@@ -8,10 +8,9 @@ use ambassador_tests::wait::until_true;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::{AMBASSADOR, APP, PORT, Scene, ask, manifest, overlay, podman_and_kubectl};
+use crate::edit::{changed, container, documents, edited, named, text};
+use crate::{AMBASSADOR, APP, LOAD, PORT, Scene, ask, manifest, overlay, podman_and_kubectl};
 
-/// The init container of mode `loader`.
-const LOAD: &str = "ambassador-load";
 const FAILED: i32 = 1;
 const REQUIRED_TIER_MISSING: i32 = 77;
 
@@ -204,44 +203,12 @@ fn says_once(pod: &Played<'_>, container: &str, told: &str) -> Result<()> {
     Ok(())
 }
 
-fn edited(mode: &str, change: impl FnOnce(&mut Value) -> Result<()>) -> Result<String> {
-    changed(&overlay(mode)?, change)
-}
-
-/// A manifest with another specification of its Pod.
-fn changed(manifest: &str, change: impl FnOnce(&mut Value) -> Result<()>) -> Result<String> {
-    let mut documents = documents(manifest)?;
-    let pod = documents.iter_mut().find(|it| it["kind"] == "Deployment" || it["kind"] == "Pod");
-    let pod = pod.context("find the Pod")?;
-    let spec = if pod["kind"] == "Pod" { "/spec" } else { "/spec/template/spec" };
-    change(pod.pointer_mut(spec).context("find the Pod's specification")?)?;
-    Ok(text(&documents))
-}
-
 /// The same Pod, which is to be carried by `direct` or not at all.
 fn requiring_direct(manifest: &str) -> Result<String> {
     let mut documents = documents(manifest)?;
     let variables = documents.iter_mut().find(|it| it["metadata"]["name"] == "ambassador");
     variables.context("find the variables")?["data"]["AMBASSADOR_REQUIRE"] = json!("direct");
     Ok(text(&documents))
-}
-
-fn documents(manifest: &str) -> Result<Vec<Value>> {
-    serde_saphyr::from_multiple(manifest).context("read the manifest")
-}
-
-fn text(documents: &[Value]) -> String {
-    documents.iter().map(|document| format!("---\n{document}\n")).collect()
-}
-
-fn container<'v>(pod: &'v mut Value, name: &str) -> Result<&'v mut Value> {
-    named(&mut pod["initContainers"], name)
-}
-
-/// That of a list which has this name.
-fn named<'v>(list: &'v mut Value, name: &str) -> Result<&'v mut Value> {
-    let mut list = list.as_array_mut().into_iter().flatten();
-    list.find(|it| it["name"] == name).with_context(|| format!("find {name}"))
 }
 
 fn lose_mount(pod: &mut Value, name: &str, volume: &str) -> Result<()> {
