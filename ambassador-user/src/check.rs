@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::cli::ConfigArgs;
 use crate::config::{
     self, Acceleration, Admin, Balance, Clients, Config, Connect, Control, Dns, Drain, Endpoint,
-    Environment, Listen, Policy, Resolved, Route, TierLimit, Upstream,
+    Environment, Listen, Policy, Profile, Resolved, Route, TierLimit, Upstream,
 };
 
 /// Prints what the configuration means, with `file` in place of that of the flags if it is given.
@@ -41,6 +41,9 @@ impl Display for Meaning<'_> {
         let mut rows = settings(config);
         for row in &mut rows {
             row.origin = origins.get(&row.name).map_or("default".into(), |by| format!("from {by}"));
+        }
+        if let Some(Profile { name, evidence }) = &config.profile {
+            rows.push(Row::new("environment", name, evidence));
         }
         for route in &config.routes {
             let by = origins.get(&format!("routes.{}", route.name)).map_or("", String::as_str);
@@ -81,7 +84,8 @@ impl Row {
 }
 
 fn settings(config: &Config) -> Vec<Row> {
-    let Config { admin: Admin { http, control }, acceleration, drain, routes: _ } = config;
+    let Config { admin: Admin { http, control }, acceleration, drain, profile: _, routes: _ } =
+        config;
     let Drain { grace, deadline } = drain;
     let http = http.map_or("off".to_owned(), |address| address.to_string());
     let control = match control {
@@ -217,7 +221,7 @@ route                           a                                               
             Value::Object(object) => {
                 for (key, value) in object {
                     let path = match path {
-                        "/upstreams" => "/upstreams/*".to_owned(),
+                        "/upstreams" | "/upstreams/*/profiles" => format!("{path}/*"),
                         path => format!("{path}/{key}"),
                     };
                     keys.push(path.clone());
@@ -244,6 +248,9 @@ route                           a                                               
             let path = format!("{path}/*");
             keys.push(path.clone());
             keys_of_schema(root, schema, &path, keys);
+        }
+        for schema in schema["anyOf"].as_array().into_iter().flatten() {
+            keys_of_schema(root, schema, path, keys);
         }
         keys_of_schema_if_any(root, &schema["items"], path, keys);
     }

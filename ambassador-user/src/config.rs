@@ -3,6 +3,7 @@
 //! Nothing below this module sees a raw string, a "maybe unset" or an environment variable.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
@@ -13,11 +14,13 @@ mod acceleration;
 mod address;
 mod document;
 mod environment;
+mod evidence;
 mod file;
 mod layer;
 mod listeners;
 mod name;
 mod problem;
+mod profile;
 mod resolve;
 mod shorthand;
 mod text;
@@ -45,7 +48,17 @@ pub struct Config {
     pub admin: Admin,
     pub acceleration: Acceleration,
     pub drain: Drain,
+    /// `None` if the upstreams are the same everywhere.
+    pub profile: Option<Profile>,
     pub routes: Vec<Route>,
+}
+
+/// Which of the upstreams' profiles is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    pub name: Arc<str>,
+    /// Why this one, in words.
+    pub evidence: String,
 }
 
 /// Where people and probes reach the ambassador.
@@ -215,6 +228,12 @@ pub struct Dns {
     pub max_ttl: Duration,
     /// Keep the last good addresses while DNS fails.
     pub stale: bool,
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "profile {}: {}", self.name, self.evidence)
+    }
 }
 
 impl Default for Admin {

@@ -48,6 +48,7 @@ struct Ground {
 /// Runs until told to end. An error is one of the start; afterwards there is only the exit code.
 pub fn run(source: Source, resolved: Resolved, telemetry: &Telemetry) -> Result<ExitCode> {
     let config = &resolved.config;
+    config.profile.iter().for_each(|profile| info!("{profile}"));
     let kernel = open_kernel(config);
     let ladder = Ladder::probe(kernel_tiers(&kernel));
     let kernel = kernel.ok();
@@ -152,6 +153,7 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
     let loaded = Loaded {
         file: source.file(),
         sha256: resolved.sha256,
+        profile: config.profile.clone(),
         at: SystemTime::now(),
         needs_restart: Vec::new(),
         refusal: None,

@@ -39,7 +39,7 @@ impl Mode {
 /// Prints the patch; an error if the configuration would be refused where it is to run.
 pub fn print(mode: Mode, deployment: Option<&str>, args: &ConfigArgs) -> Result<()> {
     // What this process's own variables say is not said there.
-    let resolved = args.resolve(&Environment::default())?;
+    let resolved = args.resolve(&Environment::elsewhere())?;
     let mut text = patch(mode.component(), deployment, &variables(args));
     to_do(&resolved.config, args).iter().for_each(|line| text += &format!("# To do: {line}\n"));
     std::io::stdout().write_all(text.as_bytes()).context("print the manifest")

@@ -46,6 +46,7 @@ pub struct Reloader {
 pub struct Loaded {
     pub file: Option<PathBuf>,
     pub sha256: Option<String>,
+    pub profile: Option<config::Profile>,
     pub at: SystemTime,
     /// What it says that takes a restart.
     pub needs_restart: Vec<String>,
@@ -99,6 +100,9 @@ impl Reloader {
         }
         let settings = settings_that_differ(&self.config, &config);
         let opened = !bound.is_empty();
+        if config.profile != self.config.profile {
+            config.profile.iter().for_each(|profile| info!("{profile}"));
+        }
         self.config = config;
         match self.swap(&ladders, bound) {
             Ok(closing) => Handle::current().block_on(closing.done()),
@@ -111,6 +115,7 @@ impl Reloader {
         *self.service.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Loaded {
             file: self.source.file(),
             sha256,
+            profile: self.config.profile.clone(),
             at: SystemTime::now(),
             needs_restart: changes.needs_restart.clone(),
             refusal: None,
@@ -187,6 +192,7 @@ fn settings_that_differ(running: &Config, new: &Config) -> Vec<String> {
     let (old, it) = (&running.acceleration, &new.acceleration);
     let keys = [
         ("drain", running.drain != new.drain),
+        ("environment", running.profile != new.profile),
         ("acceleration.tier", old.tier != it.tier),
         ("acceleration.require", old.require != it.require),
     ];

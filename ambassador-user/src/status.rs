@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Tier;
+use crate::config::{Profile, Tier};
 use crate::datapath::known_bad;
 use crate::drain::Phase;
 use crate::privileges;
@@ -39,12 +39,21 @@ pub struct ConfigStatus {
     pub file: Option<String>,
     /// Of that file's text.
     pub sha256: Option<String>,
+    /// Null if the upstreams are the same everywhere.
+    pub profile: Option<ProfileStatus>,
     /// When it was put in force.
     pub loaded: String,
     /// What of it is not, before a restart.
     pub needs_restart: Vec<String>,
     /// Since then: what was refused last.
     pub refused: Option<RefusedStatus>,
+}
+
+/// Which of the upstreams' profiles is in force, and why.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProfileStatus {
+    pub name: String,
+    pub evidence: String,
 }
 
 /// A configuration that was refused.
@@ -165,6 +174,10 @@ impl ConfigStatus {
         Self {
             file: loaded.file.map(|file| file.display().to_string()),
             sha256: loaded.sha256,
+            profile: loaded.profile.map(|Profile { name, evidence }| ProfileStatus {
+                name: name.to_string(),
+                evidence,
+            }),
             loaded: shown(loaded.at),
             needs_restart: loaded.needs_restart,
             refused: loaded.refusal.map(|(at, why)| RefusedStatus { at: shown(at), why }),
@@ -178,6 +191,9 @@ impl fmt::Display for ConfigStatus {
         let digest = self.sha256.as_deref().unwrap_or_default();
         let digest = digest.get(..12).map(|start| format!(" (sha256 {start}...)"));
         writeln!(f, "config {file}{}, since {}", digest.unwrap_or_default(), self.loaded)?;
+        if let Some(ProfileStatus { name, evidence }) = &self.profile {
+            writeln!(f, "profile {name}: {evidence}")?;
+        }
         if !self.needs_restart.is_empty() {
             writeln!(f, "config needs a restart for {}", self.needs_restart.join(", "))?;
         }

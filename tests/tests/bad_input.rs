@@ -169,6 +169,54 @@ routes: [{ name: a, listen: TAKEN, upstream: u }]
 upstreams: { u: { endpoints: ['db.test:5432'] } }",
         &[":2:", "tier", "warp"],
     ),
+    (
+        "profiles, and nothing that says which",
+        "routes: [{ name: a, listen: TAKEN, upstream: u }]
+upstreams: { u: { profiles: { dev: 'db.test:5432' } } }",
+        &[":3:", "upstreams.u.profiles", "environment"],
+    ),
+    (
+        "profiles, and no evidence of one",
+        "environment: { from: ['env:AMBASSADOR_TESTS_NOWHERE', 'file:/nowhere'] }
+routes: [{ name: a, listen: TAKEN, upstream: u }]
+upstreams: { u: { profiles: { dev: 'db.test:5432', prod: 'db.test:5433' } } }",
+        &[":2:", "environment.from", "env:AMBASSADOR_TESTS_NOWHERE", "file:/nowhere", "dev, prod"],
+    ),
+    (
+        "evidence of an unknown profile",
+        "environment: { from: ['env:PATH'] }
+routes: [{ name: a, listen: TAKEN, upstream: u }]
+upstreams: { u: { profiles: { dev: 'db.test:5432', prod: 'db.test:5433' } } }",
+        &[":2:", "environment.from", "env:PATH is", "none of dev, prod"],
+    ),
+    (
+        "evidence that cannot be read",
+        "environment: { from: ['file:/'], default: dev }
+routes: [{ name: a, listen: TAKEN, upstream: u }]
+upstreams: { u: { profiles: { dev: 'db.test:5432' } } }",
+        &[":2:", "environment.from", "file:/ cannot be read"],
+    ),
+    (
+        "an endpoint without a port in a profile that is not in force",
+        "environment: { from: ['env:AMBASSADOR_TESTS_NOWHERE'], default: dev }
+routes: [{ name: a, listen: TAKEN, upstream: u }]
+upstreams: { u: { profiles: { dev: 'db.test:5432', prod: 'db.test' } } }",
+        &[":4:", "upstreams.u.profiles.prod", "db.test", "port"],
+    ),
+    (
+        "an upstream without the profile in force",
+        "environment: { from: ['env:AMBASSADOR_TESTS_NOWHERE'], default: dev }
+routes: [{ name: a, listen: TAKEN, upstream: u }]
+upstreams: { u: { profiles: { prod: 'db.test:1' } }, v: { profiles: { dev: 'db.test:1' } } }",
+        &[":4:", "upstreams.u.profiles", "only prod", "dev is in force"],
+    ),
+    (
+        "a default that no upstream has",
+        "environment: { from: ['env:AMBASSADOR_TESTS_NOWHERE'], default: stage }
+routes: [{ name: a, listen: TAKEN, upstream: u }]
+upstreams: { u: { profiles: { staging: 'db.test:1' } } }",
+        &[":2:", "environment.default", "stage", "staging"],
+    ),
 ];
 
 #[test]

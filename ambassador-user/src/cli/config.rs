@@ -108,7 +108,7 @@ impl ConfigArgs {
             return resolve(vec![self.layer()?, environment.layer()?]);
         };
         let document = Document::read(&file)?;
-        let layers = vec![self.layer()?, environment.layer()?, document.layer()?];
+        let layers = vec![self.layer()?, environment.layer()?, document.layer(environment)?];
         let resolved = resolve(layers).map_err(|error| document.locate(error))?;
         Ok(Resolved { sha256: Some(document.sha256()), ..resolved })
     }

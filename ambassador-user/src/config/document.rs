@@ -14,6 +14,7 @@ use serde_path_to_error::Track;
 use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 use sha2::{Digest, Sha256};
 
+use super::environment::Environment;
 use super::file::FileText;
 use super::layer::Layer;
 use super::problem::{ConfigError, Place, Position, Problem, excerpt, nearest, quote};
@@ -23,7 +24,7 @@ use super::resolve::{Resolved, resolve};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Keys that the design has and this release has not.
-const LATER: [&str; 4] = ["environment", "health", "eject", "profiles"];
+const LATER: [&str; 2] = ["health", "eject"];
 
 /// The text of a configuration file.
 pub(crate) struct Document {
@@ -61,13 +62,13 @@ impl Document {
         Self { file: path.into(), text, format: Format::of(path) }
     }
 
-    /// What the file says.
-    pub(crate) fn layer(&self) -> Result<Layer, ConfigError> {
+    /// What the file says where the environment is this.
+    pub(crate) fn layer(&self, environment: &Environment) -> Result<Layer, ConfigError> {
         let parsed = self.format.parse(&self.text, PhantomData::<FileText>).map_err(|failure| {
             let place = Place::in_file(&self.file, failure.key).at(failure.position);
             self.locate(failure.problem.at(&place))
         })?;
-        parsed.layer(&self.file).map_err(|error| self.locate(error))
+        parsed.layer(&self.file, environment).map_err(|error| self.locate(error))
     }
 
     /// What tells it from any other text.
@@ -82,10 +83,11 @@ impl Document {
 }
 
 impl Resolved {
-    /// What `text` means as the only source, read as if it stood in `path`.
+    /// What `text` means as the only source, read as if it stood in `path` of another machine.
     pub fn of_text(path: &Path, text: String) -> Result<Self, ConfigError> {
         let document = Document::new(path, text);
-        resolve(vec![document.layer()?]).map_err(|error| document.locate(error))
+        resolve(vec![document.layer(&Environment::elsewhere())?])
+            .map_err(|error| document.locate(error))
     }
 }
 

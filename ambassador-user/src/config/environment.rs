@@ -51,7 +51,10 @@ const REDIS: NonZeroU16 = NonZeroU16::new(6379).unwrap();
 
 /// The variables of a process.
 #[derive(Debug, Clone, Default)]
-pub struct Environment(BTreeMap<OsString, OsString>);
+pub struct Environment {
+    variables: BTreeMap<OsString, OsString>,
+    is_elsewhere: bool,
+}
 
 impl Environment {
     /// The variables of this process.
@@ -59,9 +62,20 @@ impl Environment {
         std::env::vars_os().collect()
     }
 
+    /// That of a process on another machine, of which nothing is known.
+    pub(crate) fn elsewhere() -> Self {
+        Self { is_elsewhere: true, ..Self::default() }
+    }
+
+    /// Whether neither variables nor files tell anything of it.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
+    }
+
     /// The value of `name`; `None` if it is unset or empty.
     pub(crate) fn get(&self, name: &str) -> Result<Option<&str>, ConfigError> {
-        let Some(value) = self.0.get(OsStr::new(name)).filter(|value| !value.is_empty()) else {
+        let Some(value) = self.variables.get(OsStr::new(name)).filter(|value| !value.is_empty())
+        else {
             return Ok(None);
         };
         value.to_str().map(Some).ok_or_else(|| {
@@ -190,13 +204,14 @@ impl Environment {
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().filter_map(|name| name.to_str())
+        self.variables.keys().filter_map(|name| name.to_str())
     }
 }
 
 impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Self {
-        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        let pair = |(name, value): (K, V)| (name.into(), value.into());
+        Self { variables: variables.into_iter().map(pair).collect(), is_elsewhere: false }
     }
 }
 

@@ -13,9 +13,11 @@ use serde::de::{Deserializer, Error, Visitor};
 
 use super::acceleration::{InFlightBytes, InFlightMessages, InstanceText, StaleAfterText};
 use super::address::ListenText;
+use super::environment::Environment;
 use super::layer::{Draft, DrainTime, Layer, Policy, Said, Service, Settings};
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning, nearest, quote};
+use super::profile::{self, EnvironmentText};
 use super::text::{OneOrMany, Text};
 use super::upstream::UpstreamEntry;
 use super::value::{ControlText, Count, HttpText, Protocol, RequireText, SocketMode, Within};
@@ -31,6 +33,8 @@ const MAX_LISTEN: usize = 100;
 pub(crate) struct FileText {
     /// The version of this format.
     version: Version,
+    /// Which profile is in force, and by what evidence. Needed where upstreams have profiles.
+    environment: Option<EnvironmentText>,
     #[serde(default)]
     admin: AdminText,
     #[serde(default)]
@@ -142,8 +146,12 @@ pub(crate) fn schema() -> Schema {
 struct Version;
 
 impl FileText {
-    /// What the file says, with its names of upstreams resolved.
-    pub(crate) fn layer(self, file: &Arc<Path>) -> Result<Layer, ConfigError> {
+    /// What the file says where the environment is this, with its names of upstreams resolved.
+    pub(crate) fn layer(
+        self,
+        file: &Arc<Path>,
+        environment: &Environment,
+    ) -> Result<Layer, ConfigError> {
         let Version = self.version;
         let top = |key: &str| Place::in_file(file, key);
         let mut layer = Layer {
@@ -152,10 +160,20 @@ impl FileText {
             ..Layer::default()
         };
 
-        let mut upstreams = BTreeMap::new();
-        for (Text(name), entry) in self.upstreams {
+        let mut entries = Vec::with_capacity(self.upstreams.len());
+        for (Text(name), mut entry) in self.upstreams {
             let place = top("upstreams").key(&name);
-            let upstream = entry.meaning(&name, &place, &mut layer.warnings)?;
+            let reached = entry.reached(place)?;
+            entries.push((name, entry, reached));
+        }
+        let said = Said { value: self.environment, place: top("environment") };
+        let reached = || entries.iter().map(|(_, _, reached)| reached);
+        layer.profile = profile::in_force(said, reached, environment, &mut layer.warnings)?;
+        let mut upstreams = BTreeMap::new();
+        for (name, entry, reached) in entries {
+            let place = reached.upstream().clone();
+            let endpoints = reached.endpoints(layer.profile.as_ref())?;
+            let upstream = entry.meaning(&name, endpoints, &place, &mut layer.warnings)?;
             upstreams.insert(name, (Arc::new(upstream), place));
         }
 

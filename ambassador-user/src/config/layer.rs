@@ -11,7 +11,7 @@ use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::shorthand::RouteText;
 use super::value::{ControlText, HttpText, RequireText, Within};
-use super::{Balance, Cgroup, Clients, Endpoint, Listen, TierLimit, Upstream};
+use super::{Balance, Cgroup, Clients, Endpoint, Listen, Profile, TierLimit, Upstream};
 
 /// The bounds of `drain.grace` and `drain.deadline`: none to an hour.
 pub(crate) type DrainTime = Within<0, 3_600_000>;
@@ -20,6 +20,8 @@ pub(crate) type DrainTime = Within<0, 3_600_000>;
 #[derive(Debug, Default)]
 pub(crate) struct Layer {
     pub(crate) settings: Settings,
+    /// The profile that the upstreams of a file are in.
+    pub(crate) profile: Option<Profile>,
     pub(crate) routes: Vec<Draft>,
     /// Where a file lists its routes, also when it lists none.
     pub(crate) routes_at: Option<Place>,

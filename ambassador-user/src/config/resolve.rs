@@ -28,11 +28,12 @@ pub struct Resolved {
 pub(crate) fn resolve(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
     let mut settings = Settings::default();
     let mut drafts: Vec<Draft> = Vec::new();
-    let mut warnings = Vec::new();
+    let (mut profile, mut warnings) = (None, Vec::new());
     let mut routes_at = Place::named("routes");
     for layer in layers {
         routes_at = layer.routes_at.unwrap_or(routes_at);
         settings = settings.or(layer.settings);
+        profile = profile.or(layer.profile);
         warnings.extend(layer.warnings);
         add_routes(&mut drafts, layer.routes)?;
     }
@@ -55,7 +56,7 @@ pub(crate) fn resolve(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
         origins.insert(format!("routes.{name}"), draft.place.source());
         routes.push(draft.route(&name, &acceleration)?);
     }
-    let config = Config { admin, acceleration, drain, routes };
+    let config = Config { admin, acceleration, drain, profile, routes };
     Ok(Resolved { config, warnings, origins, sha256: None })
 }
 
@@ -231,7 +232,7 @@ upstreams: { a: { endpoints: 'a:1', balance: round_robin }, unused: { endpoints:
 ";
 
     fn file(text: &str) -> Layer {
-        Document::new(Path::new("c.yaml"), text.to_owned()).layer().unwrap()
+        Document::new(Path::new("c.yaml"), text.to_owned()).layer(&Environment::default()).unwrap()
     }
 
     fn variables<const N: usize>(variables: [(&str, &str); N]) -> Layer {

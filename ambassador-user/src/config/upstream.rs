@@ -1,27 +1,30 @@
 //! A service as people type it in the file: its endpoints, and how they are reached.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::address::EndpointText;
-use super::file::within;
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
-use super::text::{OneOrMany, Text};
+use super::profile::{EndpointList, Reached};
+use super::text::Text;
 use super::value::{Count, Within};
-use super::{Balance, Connect, Dns, Upstream};
-
-const MAX_ENDPOINTS: usize = 1_000;
+use super::{Balance, Connect, Dns, Endpoint, Upstream};
 
 /// A service and how to reach it.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, expecting = "a mapping with the key endpoints")]
-#[schemars(rename = "upstream")]
+#[serde(deny_unknown_fields, expecting = "a mapping with the key endpoints or profiles")]
+#[schemars(
+    rename = "upstream",
+    extend("oneOf" = [{ "required": ["endpoints"] }, { "required": ["profiles"] }])
+)]
 pub(super) struct UpstreamEntry {
     /// Where the service is reached.
-    endpoints: OneOrMany<Text<EndpointText>>,
+    endpoints: Option<EndpointList>,
+    /// Where the service is reached in each profile, by the profile's name.
+    profiles: Option<BTreeMap<Text<Name>, EndpointList>>,
     /// How the next endpoint is chosen: failover takes the first that works, round_robin takes
     /// turns by weight, least_connections takes the least busy for its weight.
     #[schemars(extend("default" = "failover"))]
@@ -66,19 +69,22 @@ struct DnsText {
 }
 
 impl UpstreamEntry {
+    /// Where it is reached, by what is written at `place`.
+    pub(super) fn reached(&mut self, place: Place) -> Result<Reached, ConfigError> {
+        Reached::new(self.endpoints.take(), self.profiles.take(), place)
+    }
+
     pub(super) fn meaning(
         self,
         name: &Name,
+        endpoints: Vec<Endpoint>,
         place: &Place,
         warnings: &mut Vec<Warning>,
     ) -> Result<Upstream, ConfigError> {
-        within(self.endpoints.0.len(), 1, MAX_ENDPOINTS, &place.key("endpoints"))?;
-        let endpoints: Vec<_> =
-            self.endpoints.0.iter().map(|Text(endpoint)| endpoint.meaning()).collect();
         let balance = self.balance.map_or_else(Balance::default, |balance| balance.0);
         if balance == Balance::Failover && endpoints.iter().any(|e| e.weight > NonZeroU16::MIN) {
             warnings.push(Warning::new(
-                place.key("endpoints"),
+                place.clone(),
                 Problem::new("failover takes no notice of weights", "write balance: round_robin"),
             ));
         }

@@ -60,17 +60,17 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "version: 1",
             "version: 1\nfoo: 1",
-            "c.yaml:3:1: foo: unknown key \"foo\"; write one of version, admin, acceleration, drain, routes, upstreams",
+            "c.yaml:3:1: foo: unknown key \"foo\"; write one of version, environment, admin, acceleration, drain, routes, upstreams",
         ),
         (
             "balance: failover",
             "health: {}",
-            "c.yaml:28:5: upstreams.orders-db.health: the key \"health\" is not in this release; remove it",
+            "c.yaml:29:5: upstreams.orders-db.health: the key \"health\" is not in this release; remove it",
         ),
         (
             "balance: failover",
             "balance: source_hash",
-            "c.yaml:28:14: upstreams.orders-db.balance: balance source_hash is not in this release; write failover, round_robin, least_connections",
+            "c.yaml:29:14: upstreams.orders-db.balance: balance source_hash is not in this release; write failover, round_robin, least_connections",
         ),
         (
             "protocol: tcp",
@@ -101,7 +101,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "attempts: 3",
             "attempts: many",
-            "c.yaml:29:39: upstreams.orders-db.connect.attempts: \"many\" is not a whole number; write 1 to 100",
+            "c.yaml:30:39: upstreams.orders-db.connect.attempts: \"many\" is not a whole number; write 1 to 100",
         ),
         (
             "cgroup: /sys/fs/cgroup/pod",
@@ -141,7 +141,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "timeout: 2s",
             "timeout: 6m",
-            "c.yaml:29:25: upstreams.orders-db.connect.timeout: \"6m\" is out of bounds; write 1ms to 5m",
+            "c.yaml:30:25: upstreams.orders-db.connect.timeout: \"6m\" is out of bounds; write 1ms to 5m",
         ),
         (
             "0660",
@@ -157,7 +157,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "db-0.prod.svc:5432",
             "db-0.prod.svc",
-            "c.yaml:27:17: upstreams.orders-db.endpoints[0]: \"db-0.prod.svc\" has no port; add :PORT, such as db:5432",
+            "c.yaml:28:17: upstreams.orders-db.endpoints[0]: \"db-0.prod.svc\" has no port; add :PORT, such as db:5432",
         ),
         ("db-0.prod.svc:5432", "db-0.prod.svc:5432:0", "\"0\" is not a weight; write 1 to 1000"),
         (
@@ -197,7 +197,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
             "c.yaml:3:1: the key \"version\" is written twice; keep one",
         ),
         ("  orders-db:", "  1db:", "\"1db\" is not a name; write a letter"),
-        ("stale: true }", "stale: true", "is not usable YAML"),
+        ("default: dev }", "default: dev", "is not usable YAML"),
     ] {
         let error = yaml(with(EXAMPLE, old, new)).expect_err(new);
         assert!(error.contains(expected), "{new}\n     got {error}\nexpected {expected}");
@@ -379,7 +379,7 @@ fn every_misspelt_key_is_refused_by_name() {
         version admin http control acceleration tier require cgroup instance stale_after
         inflight_bytes inflight_messages drain grace deadline routes name listen upstream
         protocol max_connections idle_timeout clients socket_mode upstreams endpoints
-        balance connect timeout attempts dns min_ttl max_ttl stale
+        balance connect timeout attempts dns min_ttl max_ttl stale environment from default profiles
     ";
     for key in keys.split_whitespace() {
         let (at, _) = EXAMPLE
