@@ -1,8 +1,9 @@
 //! Which of a route's addresses a connection gets, decided in the connect hook from its table.
 
 use ambassador_ebpf::direct::{
-    FAILOVER, LEAST_CONNECTIONS, ROUND_ROBIN, SLOTS, Slot, Table, Target,
+    FAILOVER, LEAST_CONNECTIONS, RANDOM_TWO, ROUND_ROBIN, SLOTS, Slot, Table, Target,
 };
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 
 use crate::maps::TARGETS;
 
@@ -24,13 +25,11 @@ pub(crate) struct Wish {
 /// space can try one after the other then, which a hook cannot.
 #[inline(always)]
 pub(crate) fn choose<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
-    if table.policy == LEAST_CONNECTIONS {
-        // Ties go round, or the first would take all connections that come one by one.
-        return least_busy(table, wish, wish.turn as usize);
+    if table.policy >= LEAST_CONNECTIONS {
+        const _: () = assert!(RANDOM_TWO > LEAST_CONNECTIONS && ROUND_ROBIN < LEAST_CONNECTIONS);
+        return least_busy(table, wish);
     }
-    let turn = wish.turn as u32 % table.round.max(1);
-    let preferred = usize::from(*table.turns.get(turn as usize)?);
-    let slot = table.slots.get(preferred)?;
+    let (preferred, slot) = of_turn(table, wish.turn as u32)?;
     if is_fit(table, slot, wish) {
         return Some(slot);
     }
@@ -38,6 +37,19 @@ pub(crate) fn choose<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
     // ways or on none: "R3 tried to add from different maps, paths or scalars".
     const _: () = assert!(FAILOVER == 0 && ROUND_ROBIN == 1);
     first_fit(table, wish, preferred * table.policy as usize)
+}
+
+/// The slot of a turn, and its index.
+#[inline(always)]
+fn of_turn(table: &Table, turn: u32) -> Option<(usize, &Slot)> {
+    let index = usize::from(*table.turns.get((turn % table.round.max(1)) as usize)?);
+    Some((index, table.slots.get(index)?))
+}
+
+#[inline(always)]
+fn random() -> u32 {
+    // SAFETY: takes nothing.
+    unsafe { bpf_get_prandom_u32() }
 }
 
 #[inline(always)]
@@ -53,17 +65,25 @@ fn first_fit<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slot
     None
 }
 
-/// The one with the fewest connections for its weight.
+/// The one with the fewest connections for its weight: of all, or of two that are drawn from the turns (and
+/// of some more, when those are not fit).
 #[inline(always)]
-fn least_busy<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slot> {
+fn least_busy<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
     let mut winner = None;
     let mut least = u64::MAX;
     let mut step = 0;
     while step < LOOKS {
-        let slot = &table.slots[(first + step) % SLOTS];
+        let slot = if table.policy == RANDOM_TWO {
+            if step >= 2 && winner.is_some() {
+                break;
+            }
+            of_turn(table, random())?.1
+        } else {
+            // Ties go round, or the first would take all connections that come one by one.
+            &table.slots[(wish.turn as usize + step) % SLOTS]
+        };
         if is_fit(table, slot, wish) {
-            let active = state(slot).map_or(0, |target| target.active);
-            let load = ((active + 1) << 32) / u64::from(slot.weight.max(1));
+            let load = load(slot);
             if load < least {
                 least = load;
                 winner = Some(slot);
@@ -72,6 +92,13 @@ fn least_busy<'t>(table: &'t Table, wish: &Wish, first: usize) -> Option<&'t Slo
         step = next(step);
     }
     winner
+}
+
+/// Connections per weight, as they would be with one more.
+#[inline(always)]
+fn load(slot: &Slot) -> u64 {
+    let active = state(slot).map_or(0, |target| target.active);
+    ((active + 1) << 32) / u64::from(slot.weight.max(1))
 }
 
 /// Whether the socket can be connected to it, and it is not known to have been silent lately. The only

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 
 use crate::cli::ConfigArgs;
 use crate::config::{
-    self, Acceleration, Admin, Balance, Clients, Config, Connect, Control, Dns, Drain, Endpoint,
-    Environment, Listen, Policy, Profile, Resolved, Route, TierLimit, Upstream,
+    self, Acceleration, Admin, Balance, Clients, Config, Connect, Control, Dns, Drain, Eject,
+    Endpoint, Environment, Listen, Policy, Profile, Resolved, Route, TierLimit, Upstream,
 };
 
 /// Prints what the configuration means, with `file` in place of that of the flags if it is given.
@@ -113,7 +113,7 @@ fn settings(config: &Config) -> Vec<Row> {
 
 fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
     let Route { name: _, listen, socket_mode, upstream, max_connections, idle_timeout, .. } = route;
-    let Upstream { name, endpoints, balance, connect, dns } = &**upstream;
+    let Upstream { name, endpoints, balance, connect, dns, health: _, eject } = &**upstream;
     let default = Policy::default();
     let mut rows = Vec::new();
     for listen in listen {
@@ -139,21 +139,38 @@ fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
     ]);
     for Endpoint { target, weight } in endpoints {
         let weight = match (balance, weight.get()) {
-            (Balance::Failover, _) | (_, 1) => String::new(),
+            (Balance::Failover | Balance::FailoverSticky, _) | (_, 1) => String::new(),
             (_, weight) => format!(", weight {weight}"),
         };
         rows.push(Row::new("  endpoint", format!("{target}{weight}"), ""));
     }
-    let (Connect { timeout, attempts }, Dns { min_ttl, max_ttl, stale }) = (connect, dns);
+    let (Connect { timeout, attempts, hold }, Dns { min_ttl, max_ttl, stale }) = (connect, dns);
     let (connect, dns) = (Connect::default(), Dns::default());
     rows.extend([
         Row::setting("balance", balance, &Balance::default(), Balance::to_string),
         Row::setting("connect.timeout", timeout, &connect.timeout, time),
         Row::setting("connect.attempts", attempts, &connect.attempts, number),
+        Row::setting("connect.hold", hold, &connect.hold, time),
         Row::setting("dns.min_ttl", min_ttl, &dns.min_ttl, time),
         Row::setting("dns.max_ttl", max_ttl, &dns.max_ttl, time),
         Row::setting("dns.stale", stale, &dns.stale, bool::to_string),
     ]);
+    let default = Eject::default();
+    match eject {
+        None => rows.push(Row::new("  eject", "none", "")),
+        Some(Eject { consecutive_failures: failures, lasting, max_percent: percent }) => {
+            rows.extend([
+                Row::setting(
+                    "eject.consecutive_failures",
+                    failures,
+                    &default.consecutive_failures,
+                    number,
+                ),
+                Row::setting("eject.for", lasting, &default.lasting, time),
+                Row::setting("eject.max_percent", percent, &default.max_percent, u8::to_string),
+            ]);
+        }
+    }
     rows
 }
 
@@ -208,9 +225,13 @@ route                           a                                               
   balance                       round_robin
   connect.timeout               2s                                              default
   connect.attempts              3                                               default
+  connect.hold                  0s                                              default
   dns.min_ttl                   1s                                              default
   dns.max_ttl                   30s                                             default
   dns.stale                     true                                            default
+  eject.consecutive_failures    5                                               default
+  eject.for                     5s                                              default
+  eject.max_percent             50                                              default
 ";
         assert_eq!(Meaning(&resolved).to_string(), expected);
     }

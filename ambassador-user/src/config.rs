@@ -179,6 +179,10 @@ pub struct Upstream {
     pub balance: Balance,
     pub connect: Connect,
     pub dns: Dns,
+    /// `None`: nobody asks whether it works.
+    pub health: Option<Health>,
+    /// `None`: whatever becomes of connections, no host is taken out for it.
+    pub eject: Option<Eject>,
 }
 
 /// One place a service is reached at.
@@ -206,10 +210,16 @@ pub enum Balance {
     /// In the order written; the next only when the ones before it fail.
     #[default]
     Failover,
+    /// As failover, but what is in use stays in use when one before it is back.
+    FailoverSticky,
     /// In turn, in proportion to the weights.
     RoundRobin,
     /// The one with the fewest connections for its weight.
     LeastConnections,
+    /// The less busy one of two that are drawn by weight.
+    RandomTwo,
+    /// By where a connection comes from, in proportion to the weights.
+    SourceHash,
 }
 
 /// How a connection to an upstream is tried.
@@ -219,6 +229,34 @@ pub struct Connect {
     pub timeout: Duration,
     /// Each on another endpoint, while there is one left.
     pub attempts: NonZeroU32,
+    /// How long a connection waits while no endpoint can be reached.
+    pub hold: Duration,
+}
+
+/// How it is found out whether hosts work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Between two checks of a host, a tenth more or less.
+    pub interval: Duration,
+    /// For one check.
+    pub timeout: Duration,
+    /// Checks in a row that fail until a host is down.
+    pub fall: NonZeroU32,
+    /// Checks in a row that pass until it is up again.
+    pub rise: NonZeroU32,
+    /// For how long a host that is back does not get its full share.
+    pub slow_start: Duration,
+}
+
+/// When a host is taken out because of what became of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Eject {
+    /// Connects that failed, or connections that were reset before they brought a byte, in a row.
+    pub consecutive_failures: NonZeroU32,
+    /// For how long at first; longer when it happens again.
+    pub lasting: Duration,
+    /// Of an upstream's hosts, at most so many are out at a time; one always stays.
+    pub max_percent: u8,
 }
 
 /// How long an answer of DNS is believed.
@@ -278,7 +316,21 @@ impl Default for Drain {
 
 impl Default for Connect {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(2), attempts: const { NonZeroU32::new(3).unwrap() } }
+        Self {
+            timeout: Duration::from_secs(2),
+            attempts: const { NonZeroU32::new(3).unwrap() },
+            hold: Duration::ZERO,
+        }
+    }
+}
+
+impl Default for Eject {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: const { NonZeroU32::new(5).unwrap() },
+            lasting: Duration::from_secs(5),
+            max_percent: 50,
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use crate::reload::{Loaded, Reloader, allow_open_files};
 use crate::room::Ladders;
 use crate::service::Service;
 use crate::telemetry::{LogLevel, Telemetry};
+use crate::tending::Tending;
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING, SOCKMAP_IS_NOTICED};
 use crate::upstream::dns::Names;
 use end::{Stops, end};
@@ -165,8 +166,15 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
         ..Shared::default()
     };
     let listeners = Listeners::new(shared, drain);
-    let mut reloader =
-        Reloader { source, config, ladders, names, listeners, service: Arc::clone(&service) };
+    let mut reloader = Reloader {
+        source,
+        config,
+        ladders,
+        names,
+        tending: Tending::default(),
+        listeners,
+        service: Arc::clone(&service),
+    };
     reloader.begin(listeners::register(routes)?).context("put the routes in force")?;
     if let Some(direct) = &service.direct {
         direct.open_tables()?;

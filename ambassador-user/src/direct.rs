@@ -208,7 +208,8 @@ impl Direct {
     /// Connections of a route to an endpoint that are open.
     pub fn reached(&self, route: &str, endpoint: &Endpoint) -> u32 {
         let state = self.state();
-        let targets = endpoint.addresses().into_iter();
+        let hosts = endpoint.hosts();
+        let targets = hosts.iter().filter_map(|host| host.address());
         let counted = targets.filter_map(|it| state.tables.target(route_id(route), it).ok());
         counted.map(|target| u32::try_from(target.active).unwrap_or(u32::MAX)).sum()
     }

@@ -31,6 +31,7 @@ pub mod service;
 pub mod sockets;
 pub mod status;
 pub mod telemetry;
+pub mod tending;
 
 pub mod config;
 pub mod direct;

@@ -1,6 +1,7 @@
 //! What is counted, under the names that dashboards use. Labels come from configuration only, and those of
 //! routes that are gone go too, so no label grows without bound.
 
+mod endpoints;
 mod route;
 
 use std::fmt;
@@ -15,6 +16,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::process;
+use crate::upstream::Upstream;
+use endpoints::Endpoints;
 pub use route::{RouteMetrics, TierMetrics};
 
 type Labels = Vec<(&'static str, String)>;
@@ -26,6 +29,7 @@ pub struct Metrics {
     families: Families,
     direct_missed_total: Family<Labels, Counter>,
     config_reloads_total: Family<Labels, Counter>,
+    endpoints: Endpoints,
 }
 
 /// Those that routes have a share in.
@@ -107,8 +111,10 @@ impl Default for Metrics {
         for result in ["ok", "refused", "unchanged"] {
             config_reloads_total.get_or_create_owned(&vec![("result", result.to_owned())]);
         }
+        let endpoints = Endpoints::default();
+        registry.register_collector(Box::new(endpoints.clone()));
         registry.register_collector(Box::new(ProcessCollector));
-        Self { registry, families, direct_missed_total, config_reloads_total }
+        Self { registry, families, direct_missed_total, config_reloads_total, endpoints }
     }
 }
 
@@ -126,6 +132,11 @@ impl Metrics {
     /// Counts a reload that came out so.
     pub fn reloaded(&self, result: &str) {
         self.config_reloads_total.get_or_create(&vec![("result", result.to_owned())]).inc();
+    }
+
+    /// Shows the endpoints of these as they are now.
+    pub fn endpoints_of<'u>(&self, upstreams: impl Iterator<Item = &'u Upstream>) {
+        self.endpoints.are(upstreams);
     }
 
     /// The OpenMetrics text.

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::config::{self, Balance, Target};
 use crate::proxy::connect::{As, connect};
 use crate::upstream::Upstream;
+use crate::upstream::balance::Source;
 use crate::upstream::dns::Names;
 
 /// Whether `target` accepts a connection, by the way that an app's would take.
@@ -19,11 +20,13 @@ pub fn tcp(target: Target, timeout: Duration) -> Result<()> {
         balance: Balance::default(),
         connect: config::Connect { timeout, ..Default::default() },
         dns: config::Dns::default(),
+        health: None,
+        eject: None,
     };
     let upstream = Upstream::new(&Arc::new(upstream), None, &mut names);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         names.ask_for(std::iter::once(&*upstream));
-        connect(&upstream, &As::App).await.map(drop)
+        connect(&upstream, &As::App, &Source::Pod).await.map(drop)
     })
 }

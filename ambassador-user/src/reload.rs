@@ -26,6 +26,7 @@ use crate::process;
 use crate::room::Ladders;
 use crate::route::Route;
 use crate::service::Service;
+use crate::tending::Tending;
 use crate::tier::Ladder;
 use crate::upstream::Upstream;
 use crate::upstream::dns::Names;
@@ -37,6 +38,7 @@ pub struct Reloader {
     pub config: Config,
     pub ladders: Ladders,
     pub names: Names,
+    pub tending: Tending,
     pub listeners: Listeners,
     pub service: Arc<Service>,
 }
@@ -127,6 +129,7 @@ impl Reloader {
     fn swap(&mut self, ladders: &[Arc<Ladder>], bound: Registered) -> Result<Closing> {
         let routes: Arc<[_]> = self.routes(ladders).into();
         self.names.ask_for(routes.iter().map(|route| &*route.upstream));
+        self.tending.look_after(routes.iter().map(|route| &route.upstream));
         self.service.replace(Arc::clone(&routes));
         // Before the kernel leads anybody anywhere, because whatever it does not take comes to a listener.
         self.listeners.open(&routes, bound);

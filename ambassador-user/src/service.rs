@@ -162,6 +162,10 @@ impl Service {
             // It asks the kernel for all sockets, which is not for a thread of the runtime.
             let _ = tokio::task::spawn_blocking(move || direct.settle()).await;
         }
+        let routes = self.routes();
+        let mut told = HashSet::new();
+        let upstreams = routes.iter().map(|route| &*route.upstream);
+        self.metrics.endpoints_of(upstreams.filter(|it| told.insert(Arc::clone(&it.name))));
         self.standings.sweep();
     }
 

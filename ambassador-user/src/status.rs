@@ -14,6 +14,7 @@ use crate::drain::Phase;
 use crate::privileges;
 use crate::service::Service;
 use crate::tier::{Choice, WhyNot};
+use crate::upstream::host::Host;
 
 /// The whole of it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,6 +90,19 @@ pub struct EndpointStatus {
     pub connections: u32,
     /// What its name resolves to, or why it does not; empty for a literal address.
     pub addresses: String,
+    /// Whether connections may go there.
+    pub healthy: bool,
+    pub ejections: u64,
+    pub hosts: Vec<HostStatus>,
+}
+
+/// One address of an endpoint.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    pub address: String,
+    pub healthy: bool,
+    /// `healthy`, or why connections do not go there.
+    pub health: String,
 }
 
 /// One live connection.
@@ -158,12 +172,26 @@ impl Status {
                                         .as_ref()
                                         .map_or(0, |direct| direct.reached(&route.name, endpoint)),
                                 addresses: endpoint.known(),
+                                healthy: endpoint.is_good(),
+                                ejections: endpoint.ejections(),
+                                hosts: endpoint
+                                    .hosts()
+                                    .iter()
+                                    .map(|it| HostStatus::of(it))
+                                    .collect(),
                             })
                             .collect(),
                     }
                 })
                 .collect(),
         }
+    }
+}
+
+impl HostStatus {
+    fn of(host: &Host) -> Self {
+        let health = host.health();
+        Self { address: host.at.to_string(), healthy: health.is_good(), health: health.to_string() }
     }
 }
 
@@ -257,6 +285,9 @@ impl fmt::Display for Status {
                     write!(f, " = {}", endpoint.addresses)?;
                 }
                 writeln!(f, "  weight {}, {} connections", endpoint.weight, endpoint.connections)?;
+                for host in endpoint.hosts.iter().filter(|host| !host.healthy) {
+                    writeln!(f, "      {} is {}", host.address, host.health)?;
+                }
             }
         }
         Ok(())

@@ -1,17 +1,25 @@
-//! An upstream as it runs: its endpoints, where they are now, and how the next one is chosen.
+//! An upstream as it runs: its endpoints, where they are now, how they are, and how the next one is chosen.
 
 pub mod balance;
 pub mod dns;
+pub mod endpoint;
+pub mod health;
+pub mod host;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
 
 use crate::config;
-use balance::Balancer;
-use dns::{Name, Names};
+use balance::{Balancer, Field, Source};
+use dns::Names;
+pub use endpoint::{Endpoint, Lease};
+use health::{Fault, Health};
+use host::Host;
 
 /// A service and the ways to reach it.
 #[derive(Debug)]
@@ -21,38 +29,14 @@ pub struct Upstream {
     meant: Arc<config::Upstream>,
     endpoints: Vec<Arc<Endpoint>>,
     balancer: Balancer,
+    /// Told when hosts become good or bad.
+    changes: Arc<watch::Sender<()>>,
+    /// Who takes hosts out must see who else is out.
+    ejecting: Mutex<()>,
+    /// Hosts that somebody should find out about.
+    troubled: Mutex<Vec<Arc<Host>>>,
+    pub trouble: Notify,
 }
-
-/// One place a service is reached at.
-#[derive(Debug)]
-pub struct Endpoint {
-    label: Arc<str>,
-    weight: u32,
-    place: Place,
-    /// Goes on when the weight is changed.
-    active: Arc<AtomicU32>,
-    /// Which of a name's addresses is tried first; moves on so that all are used.
-    turn: AtomicUsize,
-}
-
-#[derive(Debug)]
-enum Place {
-    Address(SocketAddr),
-    Unix(PathBuf),
-    Name { name: Arc<Name>, port: u16 },
-}
-
-/// Where an endpoint can be reached right now.
-#[derive(Debug, Clone)]
-pub enum Reach {
-    /// In the order to try them.
-    Tcp(Vec<SocketAddr>),
-    Unix(PathBuf),
-}
-
-/// One connection's share of an endpoint, given back when dropped.
-#[derive(Debug)]
-pub struct Lease(Arc<Endpoint>);
 
 impl Upstream {
     /// In the place of the one before it, if there was one: endpoints that both have go on.
@@ -73,13 +57,35 @@ impl Upstream {
             before => Arc::new(Endpoint::new(endpoint, meant, before.copied(), names)),
         });
         let endpoints = endpoints.collect::<Vec<_>>();
-        Arc::new(Self {
+        let upstream = Self {
             name: Arc::clone(&meant.name),
             connect: meant.connect,
-            balancer: Balancer::new(meant.balance, &endpoints),
+            balancer: Balancer::new(meant.balance, endpoints.len()),
             meant: Arc::clone(meant),
             endpoints,
-        })
+            changes: names.changes_of_all(),
+            ejecting: Mutex::default(),
+            troubled: Mutex::default(),
+            trouble: Notify::new(),
+        };
+        // What is out because of rules that are no more comes back; the rest is seen to by those who
+        // look after this one.
+        for host in upstream.hosts() {
+            let (_, _) = host.learn(|health| upstream.forget_rules_that_are_gone(health));
+            if host.health().is_ejected() {
+                upstream.troubled().push(host);
+            }
+        }
+        Arc::new(upstream)
+    }
+
+    fn forget_rules_that_are_gone(&self, health: &mut Health) {
+        if self.meant.health.is_none() {
+            health.unchecked();
+        }
+        if self.meant.eject.is_none() && health.is_ejected() {
+            health.readmit(Instant::now());
+        }
     }
 
     /// As it was configured.
@@ -91,112 +97,199 @@ impl Upstream {
         &self.endpoints
     }
 
-    /// The next endpoint for a connection that has `tried` some in vain; `None` when none is left.
-    pub fn choose(&self, tried: &[usize]) -> Option<(usize, Lease)> {
-        let index = self.balancer.choose(&self.endpoints, tried)?;
+    /// All addresses that are known now.
+    pub fn hosts(&self) -> Vec<Arc<Host>> {
+        self.endpoints.iter().flat_map(|endpoint| endpoint.hosts().to_vec()).collect()
+    }
+
+    /// The next endpoint for a connection that has `tried` some in vain; `None` when none is left that is
+    /// good.
+    pub fn choose(&self, tried: &[usize], source: &Source) -> Option<(usize, Lease)> {
+        let field = Standing { upstream: self, tried, now: Instant::now() };
+        let index = self.balancer.choose(&field, source)?;
         Some((index, Lease::new(&self.endpoints[index])))
     }
-}
 
-impl Endpoint {
-    fn new(
-        meant: &config::Endpoint,
-        upstream: &config::Upstream,
-        before: Option<&Arc<Self>>,
-        names: &mut Names,
-    ) -> Self {
-        let place = match &meant.target {
-            config::Target::Address(address) => Place::Address(*address),
-            config::Target::Unix(path) => Place::Unix(path.clone()),
-            config::Target::Name { host, port } => {
-                Place::Name { name: names.get(host, upstream.dns), port: *port }
-            }
-        };
-        Self {
-            label: meant.target.to_string().into(),
-            weight: u32::from(meant.weight.get()),
-            place,
-            active: before.map(|before| Arc::clone(&before.active)).unwrap_or_default(),
-            turn: AtomicUsize::new(0),
+    /// The source of a connection, if it decides where that goes.
+    pub fn decides_by<'s>(&self, source: &'s Source) -> Option<&'s Source> {
+        matches!(self.balancer, Balancer::SourceHash).then_some(source)
+    }
+
+    /// The endpoints of which each is taken only when those before it are not good, for those who cannot
+    /// ask for every connection; `None` where that depends on more than their health.
+    pub fn order(&self) -> Option<Vec<usize>> {
+        self.balancer.order(&Standing { upstream: self, tried: &[], now: Instant::now() })
+    }
+
+    /// What a host gets of its endpoint's weight, in [`health::STEPS`].
+    pub fn share(&self, host: &Host) -> u32 {
+        host.health().share(self.slow_start(), Instant::now())
+    }
+
+    /// For how long a host that is back does not get its full share.
+    pub fn slow_start(&self) -> Duration {
+        self.meant.health.as_ref().map_or(Duration::ZERO, |health| health.slow_start)
+    }
+
+    /// A host could not be reached.
+    pub fn unreached(&self, host: &Arc<Host>, why: &str) {
+        self.blame(host, Fault::Unreached, why);
+        if self.may_eject() {
+            self.have_tended(host);
         }
     }
 
-    /// The endpoint as the user wrote it.
-    pub fn label(&self) -> &Arc<str> {
-        &self.label
+    /// A connection to a host was reset before it had brought a byte.
+    pub fn reset_early(&self, host: &Arc<Host>) {
+        self.blame(host, Fault::EarlyReset, "connections are reset before they bring a byte");
     }
 
-    pub fn weight(&self) -> u32 {
-        self.weight
+    /// A host was reached.
+    pub fn reached(&self, host: &Host) {
+        if host.is_blamed() {
+            host.learn(|health| health.clear(Fault::Unreached));
+        }
     }
 
-    pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
+    /// A connection to a host has brought bytes, or ended in order.
+    pub fn kept(&self, host: &Host) {
+        if host.is_blamed() {
+            host.learn(|health| health.clear(Fault::EarlyReset));
+        }
     }
 
-    /// Where to connect. Only a name that has never resolved makes this wait.
-    pub async fn reach(&self) -> anyhow::Result<Reach> {
-        Ok(match &self.place {
-            Place::Address(address) => Reach::Tcp(vec![*address]),
-            Place::Unix(path) => Reach::Unix(path.clone()),
-            Place::Name { name, port } => {
-                let addresses = name.addresses().await?;
-                let first = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len();
-                let mut order = addresses.to_vec();
-                order.rotate_left(first);
-                Reach::Tcp(
-                    dns::alternate_families(order)
-                        .into_iter()
-                        .map(|address| SocketAddr::new(address, *port))
-                        .collect(),
-                )
+    fn blame(&self, host: &Arc<Host>, fault: Fault, why: &str) {
+        let Some(eject) = &self.meant.eject else { return };
+        let blame = |health: &mut Health| health.blame(fault, eject.lasting, Instant::now());
+        let (count, _) = host.learn(blame);
+        if count >= eject.consecutive_failures.get() && self.eject(host, eject, why) {
+            self.have_tended(host);
+        }
+    }
+
+    /// Takes a host out, if enough are left then.
+    fn eject(&self, host: &Arc<Host>, eject: &config::Eject, why: &str) -> bool {
+        let _one_at_a_time = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = self.hosts();
+        let out = hosts.iter().filter(|it| !it.is_good()).count() + 1;
+        let allowed =
+            out < hosts.len() && out * 100 <= hosts.len() * usize::from(eject.max_percent);
+        if !host.is_good() || !allowed {
+            return false;
+        }
+        let (lasting, _) = host.learn(|health| health.eject(why, eject.lasting, Instant::now()));
+        let has_it = |it: &&Arc<Endpoint>| it.hosts().iter().any(|it| Arc::ptr_eq(it, host));
+        self.endpoints.iter().filter(has_it).for_each(|endpoint| endpoint.count_ejection());
+        let lasting = humantime::format_duration(lasting);
+        warn!(upstream = %self.name, host = %host.at, "ejected for {lasting}: {why}");
+        self.changes.send_replace(());
+        true
+    }
+
+    /// Whether there can be anything left when a host is taken out.
+    fn may_eject(&self) -> bool {
+        self.meant.eject.is_some()
+            && (self.endpoints.len() > 1 || self.endpoints[0].hosts().len() > 1)
+    }
+
+    /// An ejected host still does not work.
+    pub fn keep_ejected(&self, host: &Host) {
+        if let Some(eject) = &self.meant.eject {
+            host.learn(|health| health.keep_ejected(eject.lasting, Instant::now()));
+        }
+    }
+
+    /// An ejected host works again, or one that was blamed works after all.
+    pub fn readmit(&self, host: &Host) {
+        if host.learn(|health| health.readmit(Instant::now())).1 {
+            info!(upstream = %self.name, host = %host.at, "back: it can be reached");
+            self.changes.send_replace(());
+        }
+    }
+
+    /// A check has come to its end.
+    pub fn checked(&self, host: &Host, rules: &config::Health, found: Result<(), String>) {
+        let (_, changed) = host.learn(|health| match &found {
+            Ok(()) => health.passed(rules.rise.get(), Instant::now()),
+            Err(why) => health.failed(rules.fall.get(), why),
+        });
+        if changed {
+            match found {
+                Ok(()) => info!(upstream = %self.name, host = %host.at, "up: its checks pass"),
+                Err(why) => warn!(upstream = %self.name, host = %host.at, "down: {why}"),
             }
+            self.changes.send_replace(());
+        }
+    }
+
+    /// Whose address that is.
+    pub fn host_at(&self, address: SocketAddr) -> Option<(&Arc<Endpoint>, Arc<Host>)> {
+        self.endpoints.iter().find_map(|endpoint| {
+            let hosts = endpoint.hosts();
+            let host = hosts.iter().find(|host| host.address() == Some(address))?;
+            Some((endpoint, Arc::clone(host)))
         })
     }
 
-    /// The TCP addresses it is known to be reached at now.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        match &self.place {
-            Place::Address(address) => vec![*address],
-            Place::Unix(_) => Vec::new(),
-            Place::Name { name, port } => {
-                let known = name.known();
-                known.iter().map(|address| SocketAddr::new(*address, *port)).collect()
-            }
+    /// Told when hosts may have become good or bad.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// The shares of hosts that have come back have grown.
+    pub fn shares_have_changed(&self) {
+        self.changes.send_replace(());
+    }
+
+    fn have_tended(&self, host: &Arc<Host>) {
+        if host.begin_to_tend() {
+            self.troubled().push(Arc::clone(host));
+            self.trouble.notify_one();
         }
     }
 
-    /// The name it goes by, if it has one that is asked for.
-    pub fn name(&self) -> Option<&Arc<Name>> {
-        match &self.place {
-            Place::Address(_) | Place::Unix(_) => None,
-            Place::Name { name, .. } => Some(name),
-        }
+    /// The hosts that somebody should find out about, for that somebody.
+    pub fn take_troubled(&self) -> Vec<Arc<Host>> {
+        std::mem::take(&mut *self.troubled())
     }
 
-    /// What is known of where it is, for people.
-    pub fn known(&self) -> String {
-        match &self.place {
-            Place::Address(_) | Place::Unix(_) => String::new(),
-            Place::Name { name, .. } => name.to_string(),
-        }
+    fn troubled(&self) -> MutexGuard<'_, Vec<Arc<Host>>> {
+        self.troubled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Lease {
-    fn new(endpoint: &Arc<Endpoint>) -> Self {
-        endpoint.active.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(endpoint))
-    }
-
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.0
-    }
+/// The endpoints as the balancer sees them.
+struct Standing<'u> {
+    upstream: &'u Upstream,
+    tried: &'u [usize],
+    now: Instant,
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+impl Field for Standing<'_> {
+    fn count(&self) -> usize {
+        self.upstream.endpoints.len()
+    }
+
+    fn is_fit(&self, index: usize) -> bool {
+        !self.tried.contains(&index) && self.is_good(index)
+    }
+
+    fn is_good(&self, index: usize) -> bool {
+        self.upstream.endpoints[index].is_good()
+    }
+
+    fn weight(&self, index: usize) -> u64 {
+        let endpoint = &self.upstream.endpoints[index];
+        let share = endpoint.share(self.upstream.slow_start(), self.now);
+        u64::from(endpoint.weight()) * u64::from(share)
+    }
+
+    fn active(&self, index: usize) -> u64 {
+        self.upstream.endpoints[index].active().into()
+    }
+
+    fn label(&self, index: usize) -> &str {
+        self.upstream.endpoints[index].label()
     }
 }
 

@@ -59,6 +59,9 @@ pub const FAILOVER: u32 = 0;
 pub const ROUND_ROBIN: u32 = 1;
 /// In [`Table::policy`]: the slot with the fewest connections for its weight.
 pub const LEAST_CONNECTIONS: u32 = 2;
+/// In [`Table::policy`]: the slot with fewer connections for its weight, of two that are drawn from the
+/// turns.
+pub const RANDOM_TWO: u32 = 3;
 
 /// In `MISSES`: the app chose where its connection comes from.
 pub const BOUND: u32 = 0;
@@ -94,7 +97,7 @@ pub struct Settings {
 pub struct Table {
     /// [`route_id`] of the route's name.
     pub route: u64,
-    /// [`FAILOVER`], [`ROUND_ROBIN`] or [`LEAST_CONNECTIONS`].
+    /// [`FAILOVER`], [`ROUND_ROBIN`], [`LEAST_CONNECTIONS`] or [`RANDOM_TWO`].
     pub policy: u32,
     /// How many addresses there are; at least 1.
     pub count: u32,

@@ -24,7 +24,7 @@ use super::resolve::{Resolved, resolve};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Keys that the design has and this release has not.
-const LATER: [&str; 2] = ["health", "eject"];
+const LATER: [&str; 1] = ["health"];
 
 /// The text of a configuration file.
 pub(crate) struct Document {

@@ -8,7 +8,8 @@ use super::listeners::Listeners;
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::{
-    Acceleration, Admin, Config, Connect, Control, Dns, Drain, InFlight, Route, TierLimit, Upstream,
+    Acceleration, Admin, Config, Connect, Control, Dns, Drain, Eject, InFlight, Route, TierLimit,
+    Upstream,
 };
 
 /// A configuration, and how it came about.
@@ -200,6 +201,8 @@ impl Draft {
                 balance,
                 connect: Connect::default(),
                 dns: Dns::default(),
+                health: None,
+                eject: Some(Eject::default()),
             }),
         };
         Ok(Route {

@@ -9,7 +9,8 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 
 use super::problem::Problem;
 
@@ -32,6 +33,10 @@ pub(crate) struct Text<T>(pub(crate) T);
 /// One value, or a list of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OneOrMany<T>(pub(crate) Vec<T>);
+
+/// A mapping, or `none`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OrNone<T>(pub(crate) Option<T>);
 
 impl<'de, T: Written> Deserialize<'de> for Text<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -56,7 +61,7 @@ impl<T: Written> Visitor<'_> for TextVisitor<T> {
         if T::NUMBER {
             self.visit_str(&number.to_string())
         } else {
-            Err(E::invalid_type(serde::de::Unexpected::Signed(number), &self))
+            Err(E::invalid_type(Unexpected::Signed(number), &self))
         }
     }
 }
@@ -125,5 +130,47 @@ impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
         schemars::json_schema!({
             "anyOf": [one, { "type": "array", "items": one, "minItems": 1 }]
         })
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OrNone<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OrNoneVisitor(PhantomData))
+    }
+}
+
+struct OrNoneVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for OrNoneVisitor<T> {
+    type Value = OrNone<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping, or none")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        match text {
+            "none" => Ok(OrNone(None)),
+            _ => Err(E::invalid_type(Unexpected::Str(text), &self)),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(|it| OrNone(Some(it)))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for OrNone<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("{}, or none", T::schema_name()).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let some = generator.subschema_for::<T>();
+        schemars::json_schema!({ "anyOf": [some, { "const": "none" }] })
     }
 }

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::profile::{EndpointList, Reached};
-use super::text::Text;
+use super::text::{OrNone, Text};
 use super::value::{Count, Within};
-use super::{Balance, Connect, Dns, Endpoint, Upstream};
+use super::{Balance, Connect, Dns, Eject, Endpoint, Upstream};
 
 /// A service and how to reach it.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -25,19 +25,28 @@ pub(super) struct UpstreamEntry {
     endpoints: Option<EndpointList>,
     /// Where the service is reached in each profile, by the profile's name.
     profiles: Option<BTreeMap<Text<Name>, EndpointList>>,
-    /// How the next endpoint is chosen: failover takes the first that works, round_robin takes
-    /// turns by weight, least_connections takes the least busy for its weight.
+    /// How the next endpoint is chosen: failover takes the first that works, failover_sticky stays with
+    /// it until it fails, round_robin takes turns by weight, least_connections takes the least busy for its
+    /// weight, random_two the less busy of two drawn by weight, source_hash the same one for a source:
+    /// apps of this Pod are one source, other clients go by their IP.
     #[schemars(extend("default" = "failover"))]
     balance: Option<Text<Balance>>,
     #[serde(default)]
     connect: ConnectText,
     #[serde(default)]
     dns: DnsText,
+    /// When a host is taken out because of what became of connections, or none. A host is tried again
+    /// before connections go there; the last good one is never taken out.
+    eject: Option<OrNone<EjectText>>,
 }
 
 /// How a connection to the service is tried.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys timeout and attempts")]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a mapping with the keys timeout, attempts and hold"
+)]
 #[schemars(rename = "connect")]
 struct ConnectText {
     /// For one attempt.
@@ -46,6 +55,9 @@ struct ConnectText {
     /// Each on another endpoint, while there is one left.
     #[schemars(extend("default" = 3))]
     attempts: Option<Text<Count<1, 100>>>,
+    /// How long a connection waits while no endpoint can be reached; 0s: it fails at once.
+    #[schemars(extend("default" = "0s"))]
+    hold: Option<Text<Within<0, 300_000>>>,
 }
 
 /// How long an answer of DNS is believed.
@@ -68,6 +80,27 @@ struct DnsText {
     stale: Option<bool>,
 }
 
+/// When a host is taken out because of what became of connections.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a mapping with the keys consecutive_failures, for and max_percent"
+)]
+#[schemars(rename = "eject")]
+struct EjectText {
+    /// Connects that failed, or connections that were reset before they brought a byte, in a row.
+    #[schemars(extend("default" = 5))]
+    consecutive_failures: Option<Text<Count<1, 1_000>>>,
+    /// For how long at first; twice as long each time it still fails then, up to ten times.
+    #[serde(rename = "for")]
+    #[schemars(extend("default" = "5s"))]
+    lasting: Option<Text<Within<100, 3_600_000>>>,
+    /// Of the upstream's hosts, at most so many percent are out at a time.
+    #[schemars(extend("default" = 50))]
+    max_percent: Option<Text<Count<1, 100>>>,
+}
+
 impl UpstreamEntry {
     /// Where it is reached, by what is written at `place`.
     pub(super) fn reached(&mut self, place: Place) -> Result<Reached, ConfigError> {
@@ -82,16 +115,21 @@ impl UpstreamEntry {
         warnings: &mut Vec<Warning>,
     ) -> Result<Upstream, ConfigError> {
         let balance = self.balance.map_or_else(Balance::default, |balance| balance.0);
-        if balance == Balance::Failover && endpoints.iter().any(|e| e.weight > NonZeroU16::MIN) {
+        let by_order = matches!(balance, Balance::Failover | Balance::FailoverSticky);
+        if by_order && endpoints.iter().any(|e| e.weight > NonZeroU16::MIN) {
             warnings.push(Warning::new(
                 place.clone(),
-                Problem::new("failover takes no notice of weights", "write balance: round_robin"),
+                Problem::new(
+                    format!("{balance} takes no notice of weights"),
+                    "write balance: round_robin",
+                ),
             ));
         }
         let connect = Connect::default();
         let connect = Connect {
             timeout: self.connect.timeout.map_or(connect.timeout, |time| time.0.0),
             attempts: self.connect.attempts.map_or(connect.attempts, |count| count.0.0),
+            hold: self.connect.hold.map_or(connect.hold, |time| time.0.0),
         };
         Ok(Upstream {
             name: name.shared(),
@@ -99,7 +137,26 @@ impl UpstreamEntry {
             balance,
             connect,
             dns: self.dns.meaning(place)?,
+            health: None,
+            eject: match self.eject {
+                None => Some(Eject::default()),
+                Some(OrNone(eject)) => eject.map(EjectText::meaning),
+            },
         })
+    }
+}
+
+impl EjectText {
+    fn meaning(self) -> Eject {
+        let default = Eject::default();
+        let failures = self.consecutive_failures;
+        Eject {
+            consecutive_failures: failures.map_or(default.consecutive_failures, |it| it.0.0),
+            lasting: self.lasting.map_or(default.lasting, |time| time.0.0),
+            max_percent: self.max_percent.map_or(default.max_percent, |Text(Count(percent))| {
+                u8::try_from(percent.get()).unwrap_or(100)
+            }),
+        }
     }
 }
 

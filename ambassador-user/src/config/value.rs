@@ -284,10 +284,13 @@ impl FromStr for Balance {
     fn from_str(text: &str) -> Result<Self, Problem> {
         let words = [
             ("failover", Self::Failover),
+            ("failover_sticky", Self::FailoverSticky),
             ("round_robin", Self::RoundRobin),
             ("least_connections", Self::LeastConnections),
+            ("random_two", Self::RandomTwo),
+            ("source_hash", Self::SourceHash),
         ];
-        one_of(text, "balance", &words, &["random_two", "source_hash"])
+        one_of(text, "balance", &words, &[])
     }
 }
 
@@ -295,19 +298,26 @@ impl fmt::Display for Balance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Failover => "failover",
+            Self::FailoverSticky => "failover_sticky",
             Self::RoundRobin => "round_robin",
             Self::LeastConnections => "least_connections",
+            Self::RandomTwo => "random_two",
+            Self::SourceHash => "source_hash",
         })
     }
 }
 
 impl Written for Balance {
-    const EXPECTED: &'static str = "a balance: failover, round_robin or least_connections";
+    const EXPECTED: &'static str = "a balance: failover, failover_sticky, round_robin, \
+                                    least_connections, random_two or source_hash";
 
     fn schema() -> Schema {
         json_schema!({
             "type": "string",
-            "enum": ["failover", "round_robin", "least_connections"],
+            "enum": [
+                "failover", "failover_sticky", "round_robin", "least_connections", "random_two",
+                "source_hash",
+            ],
         })
     }
 }

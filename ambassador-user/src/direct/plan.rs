@@ -6,38 +6,58 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::config::{Balance, Listen};
 use crate::datapath::tables::{Plan, Policy, SLOTS};
 use crate::route::Route;
+use crate::upstream::balance::Source;
+use crate::upstream::endpoint::order_for;
+use crate::upstream::health::STEPS;
 
 /// An endpoint's addresses share its weight, in parts: these can be shared evenly by any number of
 /// addresses that is likely.
 const PARTS: u32 = 5040;
 
-/// Where the route's connections lead now, as far as that is known.
+/// Where the route's connections lead now, as far as that is known: to what is good.
 pub(super) fn of(id: u64, route: &Route) -> Plan {
-    let endpoints = route.upstream.endpoints().iter().map(|endpoint| {
-        let mut addresses = endpoint.addresses();
-        // Of no use without the interface, which a hook cannot say.
-        addresses.retain(|it| !matches!(it.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()));
-        (endpoint.weight(), addresses)
+    let upstream = &route.upstream;
+    let order = upstream.order();
+    let order = order.unwrap_or_else(|| (0..upstream.endpoints().len()).collect());
+    let balance = route.meant().upstream.balance;
+    let endpoints = order.into_iter().map(|index| {
+        let endpoint = &upstream.endpoints()[index];
+        let mut hosts = endpoint.hosts().to_vec();
+        hosts.retain(|host| host.is_good());
+        if balance == Balance::SourceHash {
+            order_for(&Source::Pod, &mut hosts);
+        }
+        let shares = hosts.iter().filter_map(|host| {
+            // Of no use without the interface, which a hook cannot say.
+            let usable =
+                |it: &SocketAddr| !matches!(it.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+            Some((host.address().filter(usable)?, upstream.share(host)))
+        });
+        (endpoint.weight(), shares.collect::<Vec<_>>())
     });
     let endpoints: Vec<_> = endpoints.filter(|(_, addresses)| !addresses.is_empty()).collect();
     Plan {
         route: id,
-        policy: match route.meant().upstream.balance {
-            Balance::Failover => Policy::Failover,
+        policy: match balance {
+            Balance::Failover | Balance::FailoverSticky | Balance::SourceHash => Policy::Failover,
             Balance::RoundRobin => Policy::RoundRobin,
             Balance::LeastConnections => Policy::LeastConnections,
+            Balance::RandomTwo => Policy::RandomTwo,
         },
         limit: route.max_connections,
-        preferred: endpoints.first().map_or(0, |(_, addresses)| addresses.len()),
+        preferred: match balance {
+            Balance::SourceHash => 1,
+            _ => endpoints.first().map_or(0, |(_, addresses)| addresses.len()),
+        },
         targets: shares(&endpoints),
     }
 }
 
-/// All addresses, each with its share of its endpoint's weight.
-fn shares(endpoints: &[(u32, Vec<SocketAddr>)]) -> Vec<(SocketAddr, u32)> {
+/// All addresses, each with its share of its endpoint's weight: as much as others, or less, in steps.
+fn shares(endpoints: &[(u32, Vec<(SocketAddr, u32)>)]) -> Vec<(SocketAddr, u32)> {
     let shares = endpoints.iter().flat_map(|(weight, addresses)| {
-        let share = weight * PARTS / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-        addresses.iter().map(move |address| (*address, share.max(1)))
+        let whole = weight * (PARTS / STEPS) / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        addresses.iter().map(move |(address, steps)| (*address, (whole * steps).max(1)))
     });
     let shares: Vec<_> = shares.take(SLOTS).collect();
     let common = shares.iter().fold(0, |common, (_, share)| gcd(common, *share)).max(1);
@@ -70,10 +90,10 @@ mod tests {
 
     #[test]
     fn an_endpoint_s_addresses_share_its_weight() {
-        let one = (3, vec![address(1)]);
-        let two = (1, vec![address(2), address(3)]);
+        let one = (3, vec![(address(1), STEPS)]);
+        let two = (1, vec![(address(2), STEPS), (address(3), STEPS / 2)]);
         let shares = shares(&[one, two]);
-        assert_eq!(shares, [(address(1), 6), (address(2), 1), (address(3), 1)]);
+        assert_eq!(shares, [(address(1), 12), (address(2), 2), (address(3), 1)]);
     }
 
     #[test]

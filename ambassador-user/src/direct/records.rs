@@ -124,6 +124,14 @@ impl Direct {
         );
         metrics.ended(&endpoint, outcome.name());
         let connect = Duration::from_nanos(flow.established.saturating_sub(flow.started));
+        let known = route.upstream.host_at(from_kernel(flow.key.address));
+        match (outcome, known) {
+            (Outcome::ConnectFailed, Some((_, host))) => {
+                route.upstream.unreached(&host, "an app could not reach it");
+            }
+            (_, Some((_, host))) => route.upstream.reached(&host),
+            (_, None) => {}
+        }
         if outcome == Outcome::ConnectFailed {
             if let Some(failed) = self.unreachable.say_now() {
                 let address = from_kernel(flow.key.address);
@@ -167,8 +175,8 @@ impl Direct {
 /// belongs to any.
 fn label(upstream: &Upstream, flow: &Flow) -> Arc<str> {
     let address = from_kernel(flow.key.address);
-    let endpoint = upstream.endpoints().iter().find(|it| it.addresses().contains(&address));
-    endpoint.map_or_else(|| address.to_string().into(), |endpoint| Arc::clone(endpoint.label()))
+    let known = upstream.host_at(address);
+    known.map_or_else(|| address.to_string().into(), |(endpoint, _)| Arc::clone(endpoint.label()))
 }
 
 /// Bytes up and down of this namespace's connections, by cookie.

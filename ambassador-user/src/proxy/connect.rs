@@ -10,14 +10,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use socket2::{Domain, SockAddr, Type};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::shortcut::Shortcuts;
 use super::socket::{Family, Socket, tune_tcp};
-use crate::upstream::{Lease, Reach, Upstream};
+use crate::upstream::balance::Source;
+use crate::upstream::host::{At, Host};
+use crate::upstream::{Lease, Upstream};
 
 /// How long an address may be silent before the next one is tried beside it (RFC 8305).
 const FALLBACK: Duration = Duration::from_millis(250);
+/// Between two rounds of tries for a connection that is held.
+const AGAIN: Duration = Duration::from_millis(250);
 /// A full Unix backlog gives no event to wait for.
 const UNIX_BACKLOG: Duration = Duration::from_millis(5);
 
@@ -25,6 +29,7 @@ const UNIX_BACKLOG: Duration = Duration::from_millis(5);
 pub struct Connected {
     pub socket: Socket,
     pub lease: Lease,
+    pub host: Arc<Host>,
 }
 
 /// Who connects.
@@ -36,51 +41,93 @@ pub enum As {
     App,
 }
 
+/// Tries until the upstream is reached, or `hold` is over.
+pub async fn connect(upstream: &Upstream, who: &As, source: &Source) -> Result<Connected> {
+    let give_up = Instant::now() + upstream.connect.hold;
+    loop {
+        let mut changes = upstream.changes();
+        let failure = match connect_once(upstream, who, source).await {
+            Ok(connected) => return Ok(connected),
+            Err(failure) => failure,
+        };
+        if Instant::now() >= give_up {
+            return Err(failure);
+        }
+        tokio::select! {
+            // Without any name there is nobody who would tell.
+            Ok(()) = changes.changed() => {}
+            () = sleep_until(give_up.min(Instant::now() + AGAIN)) => {}
+        }
+    }
+}
+
 /// Tries endpoints as the upstream's policy orders them: each at most once, at most `attempts` of
 /// them, each within `timeout`.
-pub async fn connect(upstream: &Upstream, who: &As) -> Result<Connected> {
+async fn connect_once(upstream: &Upstream, who: &As, source: &Source) -> Result<Connected> {
     let mut tried = Vec::new();
     let mut failures = Vec::new();
     for _ in 0..upstream.connect.attempts.get() {
-        let Some((index, lease)) = upstream.choose(&tried) else { break };
+        let Some((index, lease)) = upstream.choose(&tried, source) else { break };
         let deadline = Instant::now() + upstream.connect.timeout;
-        match timeout_at(deadline, reach(&lease, who)).await.unwrap_or_else(|_elapsed| {
-            Err(anyhow!(
-                "no answer within {}",
-                humantime::format_duration(upstream.connect.timeout)
-            ))
+        let mut asked = Vec::new();
+        let reached = reach(upstream, &lease, who, source, &mut asked);
+        match timeout_at(deadline, reached).await.unwrap_or_else(|_elapsed| {
+            let silence = upstream.connect.timeout;
+            let why = format!("no answer within {}", humantime::format_duration(silence));
+            asked.iter().for_each(|host| upstream.unreached(host, &why));
+            Err(anyhow!(why))
         }) {
-            Ok(socket) => return Ok(Connected { socket, lease }),
+            Ok((socket, host)) => {
+                upstream.reached(&host);
+                return Ok(Connected { socket, lease, host });
+            }
             Err(error) => {
                 failures.push(format!("{}: {error:#}", lease.endpoint().label()));
                 tried.push(index);
             }
         }
     }
+    if failures.is_empty() {
+        let known = upstream.hosts().into_iter();
+        failures.extend(known.map(|host| format!("{}: {}", host.at, host.health())));
+    }
     Err(anyhow!("{}", failures.join("; ")))
 }
 
-async fn reach(lease: &Lease, who: &As) -> Result<Socket> {
-    match lease.endpoint().reach().await? {
-        Reach::Unix(path) => unix(&path).await.context("connect"),
-        Reach::Tcp(addresses) => match addresses[..] {
-            [address] => tcp(address, who).await.with_context(|| format!("connect to {address}")),
-            _ => fastest(addresses, who).await,
-        },
+/// Connects to a host of the endpoint; `asked` tells those that have not answered yet.
+async fn reach(
+    upstream: &Upstream,
+    lease: &Lease,
+    who: &As,
+    source: &Source,
+    asked: &mut Vec<Arc<Host>>,
+) -> Result<(Socket, Arc<Host>)> {
+    let hosts = lease.endpoint().reach(upstream.decides_by(source)).await?;
+    match &hosts[..] {
+        [host] => {
+            asked.push(Arc::clone(host));
+            let socket = to(host, who).await.inspect_err(|error| blame(upstream, host, error));
+            Ok((socket.with_context(|| format!("connect to {}", host.at))?, Arc::clone(host)))
+        }
+        _ => fastest(upstream, hosts, who, asked).await,
     }
 }
 
-/// Tries the addresses in order, the next one beside the last when that fails or stays silent.
-async fn fastest(addresses: Vec<SocketAddr>, who: &As) -> Result<Socket> {
-    let mut waiting = addresses.into_iter();
+/// Tries the hosts in order, the next one beside the last when that fails or stays silent.
+async fn fastest(
+    upstream: &Upstream,
+    hosts: Vec<Arc<Host>>,
+    who: &As,
+    asked: &mut Vec<Arc<Host>>,
+) -> Result<(Socket, Arc<Host>)> {
+    let mut waiting = hosts.into_iter();
     let mut racing = JoinSet::new();
     let mut failure = anyhow!("no address");
     loop {
-        if let Some(address) = waiting.next() {
+        if let Some(host) = waiting.next() {
+            asked.push(Arc::clone(&host));
             let who = who.clone();
-            racing.spawn(async move {
-                tcp(address, &who).await.with_context(|| format!("connect to {address}"))
-            });
+            racing.spawn(async move { (to(&host, &who).await, host) });
         }
         let ended = if waiting.len() > 0 {
             tokio::select! {
@@ -91,11 +138,39 @@ async fn fastest(addresses: Vec<SocketAddr>, who: &As) -> Result<Socket> {
             racing.join_next().await
         };
         match ended {
-            Some(Ok(Ok(socket))) => return Ok(socket),
-            Some(Ok(Err(error))) => failure = error,
+            Some(Ok((Ok(socket), host))) => return Ok((socket, host)),
+            Some(Ok((Err(error), host))) => {
+                asked.retain(|it| !Arc::ptr_eq(it, &host));
+                blame(upstream, &host, &error);
+                failure = anyhow!(error).context(format!("connect to {}", host.at));
+            }
             Some(Err(error)) => failure = error.into(),
             None => return Err(failure),
         }
+    }
+}
+
+/// Tells the upstream of a failure, unless it is our own.
+fn blame(upstream: &Upstream, host: &Arc<Host>, error: &io::Error) {
+    let theirs = [
+        libc::ECONNREFUSED,
+        libc::ECONNRESET,
+        libc::ETIMEDOUT,
+        libc::EHOSTUNREACH,
+        libc::EHOSTDOWN,
+        libc::ENETUNREACH,
+        libc::ENOENT,
+    ];
+    if error.raw_os_error().is_some_and(|code| theirs.contains(&code)) {
+        upstream.unreached(host, &error.to_string());
+    }
+}
+
+/// Connects to one host.
+pub async fn to(host: &Host, who: &As) -> io::Result<Socket> {
+    match &host.at {
+        At::Tcp(address) => tcp(*address, who).await,
+        At::Unix(path) => unix(path).await,
     }
 }
 

@@ -25,6 +25,7 @@ use super::splice::PipePool;
 use crate::config::Tier;
 use crate::metrics::TierMetrics;
 use crate::route::{Admission, Route};
+use crate::upstream::balance::Source;
 
 /// Who connected.
 #[derive(Debug, Clone)]
@@ -216,10 +217,12 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     let mut pair = Pair { client: Some(client), upstream: None };
     // Boxed: connecting takes a large state that an established connection must not carry along.
     let ours = As::Ambassador(means.shortcuts.clone());
-    let lease = match Box::pin(connect::connect(&route.upstream, &ours)).await {
-        Ok(Connected { socket, lease }) => {
+    let source = about.peer.source();
+    let connecting = connect::connect(&route.upstream, &ours, &source);
+    let (lease, host) = match Box::pin(connecting).await {
+        Ok(Connected { socket, lease, host }) => {
             pair.upstream = Some(socket);
-            lease
+            (lease, host)
         }
         Err(error) => {
             if let Some(failed) = route.unreachable.say_now() {
@@ -250,6 +253,22 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
         }
         Err(Broken::Idle) => Outcome::IdleTimeout,
     };
+    match record.outcome {
+        Outcome::UpstreamReset if about.traffic.down() == 0 => route.upstream.reset_early(&host),
+        _ => route.upstream.kept(&host),
+    }
+}
+
+impl Peer {
+    /// Where the connection comes from, for policies that go by that.
+    fn source(&self) -> Source {
+        match self {
+            Self::Tcp(address) if !address.ip().to_canonical().is_loopback() => {
+                Source::Elsewhere(address.ip().to_canonical())
+            }
+            Self::Tcp(_) | Self::Unix(_) => Source::Pod,
+        }
+    }
 }
 
 /// The two sockets of a connection: reset when dropped, unless they have ended in order.

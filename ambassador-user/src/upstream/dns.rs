@@ -37,7 +37,7 @@ const SECOND_FAMILY: Duration = Duration::from_millis(50);
 pub struct Names {
     /// By host, one a policy.
     all: HashMap<Arc<str>, Vec<Asked>>,
-    /// Told when any of them points elsewhere.
+    /// Told when any of them points elsewhere, or a host becomes good or bad.
     changes: Arc<watch::Sender<()>>,
 }
 
@@ -83,9 +83,14 @@ impl Names {
         name
     }
 
-    /// Tells when an answer has changed.
+    /// Tells when that has happened.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
+    }
+
+    /// Who is told of that, and tells of other changes.
+    pub(super) fn changes_of_all(&self) -> Arc<watch::Sender<()>> {
+        Arc::clone(&self.changes)
     }
 
     /// Asks from now on for the names that these upstreams have, and for no others.
@@ -199,21 +204,6 @@ impl fmt::Display for Name {
     }
 }
 
-/// Alternates the families, beginning with that of the first address, so that a family that does not
-/// work here costs one step.
-pub fn alternate_families(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-    let Some(first) = addresses.first().copied() else { return addresses };
-    let (same, other): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.is_ipv4() == first.is_ipv4());
-    let (mut same, mut other) = (same.into_iter(), other.into_iter());
-    let mut order = Vec::with_capacity(same.len() + other.len());
-    while same.len() + other.len() > 0 {
-        order.extend(same.next());
-        order.extend(other.next());
-    }
-    order
-}
-
 /// Addresses, and how long they hold.
 type Addresses = (Arc<[IpAddr]>, Duration);
 
@@ -282,14 +272,6 @@ async fn either_or_both<F: Future<Output = Result<Lookup, NetError>>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn families_alternate_and_none_is_lost() {
-        let addresses = |texts: [&str; 4]| texts.map(|text| text.parse().unwrap()).to_vec();
-        let mixed = addresses(["::1", "::2", "127.0.0.1", "::3"]);
-        assert_eq!(alternate_families(mixed), addresses(["::1", "127.0.0.1", "::2", "::3"]));
-        assert_eq!(alternate_families(Vec::new()), Vec::<IpAddr>::new());
-    }
 
     fn upstream(text: &str, names: &mut Names) -> Arc<Upstream> {
         let text = format!(

@@ -69,8 +69,8 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         ),
         (
             "balance: failover",
-            "balance: source_hash",
-            "c.yaml:29:14: upstreams.orders-db.balance: balance source_hash is not in this release; write failover, round_robin, least_connections",
+            "balance: source_hsh",
+            "c.yaml:29:14: upstreams.orders-db.balance: \"source_hsh\" is not a balance, did you mean \"source_hash\"?",
         ),
         (
             "protocol: tcp",
@@ -198,6 +198,11 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         ),
         ("  orders-db:", "  1db:", "\"1db\" is not a name; write a letter"),
         ("default: dev }", "default: dev", "is not usable YAML"),
+        (
+            "eject: { consecutive_failures: 5, for: 5s, max_percent: 50 }",
+            "eject: off",
+            "c.yaml:32:5: upstreams.orders-db.eject: string \"off\" does not belong here; write a mapping, or none",
+        ),
     ] {
         let error = yaml(with(EXAMPLE, old, new)).expect_err(new);
         assert!(error.contains(expected), "{new}\n     got {error}\nexpected {expected}");
@@ -286,7 +291,7 @@ fn any_file() -> impl Strategy<Value = Value> {
     });
     let upstream = (
         collection::vec(endpoint, 1..5),
-        option::of(prop_oneof!["failover", "round_robin", "least_connections"]),
+        option::of("failover(_sticky)?|round_robin|least_connections|random_two|source_hash"),
         (seconds(1..=300), option::of(1..=100_u32)),
         (seconds(1..=10), seconds(30..=3600), option::of(any::<bool>())),
     )

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use ambassador_ebpf::direct::{
-    FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, ROUND_ROBIN, SLOTS, Slot, TURNS, Table, TargetKey,
+    FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, RANDOM_TWO, ROUND_ROBIN, SLOTS, Slot, TURNS, Table,
+    TargetKey,
 };
 
 use super::to_kernel;
@@ -14,6 +15,7 @@ pub enum Policy {
     Failover,
     RoundRobin,
     LeastConnections,
+    RandomTwo,
 }
 
 /// Where a route leads, from which its table is made.
@@ -41,7 +43,7 @@ impl Plan {
         let slots = std::array::from_fn(|at| targets[at % count]);
         let taking_turns = match self.policy {
             Policy::Failover => self.preferred.min(count),
-            Policy::RoundRobin | Policy::LeastConnections => count,
+            Policy::RoundRobin | Policy::LeastConnections | Policy::RandomTwo => count,
         };
         let (turns, round) = round(&targets[..taking_turns]);
         Table {
@@ -50,6 +52,7 @@ impl Plan {
                 Policy::Failover => FAILOVER,
                 Policy::RoundRobin => ROUND_ROBIN,
                 Policy::LeastConnections => LEAST_CONNECTIONS,
+                Policy::RandomTwo => RANDOM_TWO,
             },
             count: count as u32,
             limit: self.limit,

@@ -1,4 +1,7 @@
-//! Which upstream a connection reaches: balancing, failing over, and names that change.
+//! Which upstream a connection reaches: balancing, failing over, endpoints that fail, and names that change.
+
+mod balance;
+mod ejection;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,7 +26,8 @@ use serde_json::Value;
 fn failover_takes_the_first_endpoint_that_works() -> Result<()> {
     let (first, second) = (Echo::greeting("1")?, Echo::greeting("2")?);
     let address = first.address().clone();
-    let (_ambassador, route) = balanced("failover", &[(&address, 1), (second.address(), 1)])?;
+    let endpoints = [(&address, 1), (second.address(), 1)];
+    let (_ambassador, route) = balanced_with(Way::Splice, "failover", &endpoints, "eject: none")?;
     ensure!(tally(&hold(&route, 5)?) == [("1", 5)].into());
     drop(first);
     ensure!(tally(&hold(&route, 5)?) == [("2", 5)].into());
@@ -225,10 +229,20 @@ fn balanced_by(
     balance: &str,
     endpoints: &[(&Address, u16)],
 ) -> Result<(Ambassador, Address)> {
+    balanced_with(way, balance, endpoints, "")
+}
+
+/// The same, its upstream with one more key.
+fn balanced_with(
+    way: Way,
+    balance: &str,
+    endpoints: &[(&Address, u16)],
+    more: &str,
+) -> Result<(Ambassador, Address)> {
     let endpoints: Vec<_> =
         endpoints.iter().map(|(address, weight)| format!("'{address}:{weight}'")).collect();
     let here = Place::here();
-    launch_balanced(way.launch(&here)?, &here, balance, &endpoints.join(", "), "")
+    launch_balanced(way.launch(&here)?, &here, balance, &endpoints.join(", "), more)
 }
 
 fn place_balanced(

@@ -1,0 +1,118 @@
+//! Finds out how hosts are: one task for each upstream of which one could be taken out.
+//!
+//! A host that connections speak against is tried by ourselves, so that it is soon clear whether it fails;
+//! one that has been taken out is tried before connections go there again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use crate::proxy::connect::{self, As};
+use crate::upstream::Upstream;
+use crate::upstream::health::STEPS;
+use crate::upstream::host::Host;
+
+/// Between two tries of a host that connections speak against.
+const DOUBT: Duration = Duration::from_millis(200);
+/// Between two tries of a host while none is good.
+const URGENT: Duration = Duration::from_millis(500);
+
+/// Those who look after the upstreams in service.
+#[derive(Debug, Default)]
+pub struct Tending(HashMap<usize, Tender>);
+
+#[derive(Debug)]
+struct Tender {
+    /// As long as it is here, nobody else has its address, which is the key.
+    _of: Arc<Upstream>,
+    task: AbortHandle,
+}
+
+impl Tending {
+    /// From now on these upstreams are looked after, and no others.
+    pub fn look_after<'u>(&mut self, upstreams: impl Iterator<Item = &'u Arc<Upstream>>) {
+        let may_lose_one = |upstream: &&Arc<Upstream>| {
+            let meant = upstream.meant();
+            let alone = upstream.endpoints().len() == 1 && upstream.endpoints()[0].name().is_none();
+            meant.health.is_some() || meant.eject.is_some() && !alone
+        };
+        let mut before = std::mem::take(&mut self.0);
+        for upstream in upstreams.filter(may_lose_one) {
+            let key = Arc::as_ptr(upstream).addr();
+            if self.0.contains_key(&key) {
+                continue;
+            }
+            let tender = before.remove(&key).unwrap_or_else(|| Tender {
+                _of: Arc::clone(upstream),
+                task: tokio::spawn(look_after(Arc::clone(upstream))).abort_handle(),
+            });
+            self.0.insert(key, tender);
+        }
+        before.into_values().for_each(|tender| tender.task.abort());
+    }
+}
+
+async fn look_after(upstream: Arc<Upstream>) {
+    let mut changes = upstream.changes();
+    let mut tries = JoinSet::new();
+    let step = upstream.slow_start() / STEPS;
+    loop {
+        for host in upstream.take_troubled() {
+            tries.spawn(find_out(Arc::clone(&upstream), Tended(host)));
+        }
+        let warming =
+            !step.is_zero() && upstream.hosts().iter().any(|it| upstream.share(it) < STEPS);
+        tokio::select! {
+            () = upstream.trouble.notified() => {}
+            Some(_) = tries.join_next() => {}
+            () = sleep(step), if warming => upstream.shares_have_changed(),
+            Ok(()) = changes.changed(), if !step.is_zero() => {}
+        }
+    }
+}
+
+/// A host that somebody finds out about.
+struct Tended(Arc<Host>);
+
+impl Drop for Tended {
+    fn drop(&mut self) {
+        self.0.end_to_tend();
+    }
+}
+
+/// Tries a host until it is clear that it works, or that it must stay in spite of all.
+async fn find_out(upstream: Arc<Upstream>, tended: Tended) {
+    let host = &tended.0;
+    let Some(eject) = &upstream.meant().eject else { return };
+    for _ in 0..eject.consecutive_failures.get() {
+        if host.is_ejected() {
+            break;
+        }
+        sleep(DOUBT).await;
+        match attempt(&upstream, host).await {
+            Ok(()) => return upstream.reached(host),
+            Err(why) => upstream.unreached(host, &why),
+        }
+    }
+    while let Some(rest) = host.ejected_for() {
+        let urgent = !upstream.hosts().iter().any(|it| it.is_good());
+        sleep(if urgent { rest.min(URGENT) } else { rest }).await;
+        let works = attempt(&upstream, host).await.is_ok();
+        if works {
+            upstream.readmit(host);
+        } else if host.ejected_for() == Some(Duration::ZERO) {
+            upstream.keep_ejected(host);
+        }
+    }
+}
+
+/// Connects, and says why that fails.
+async fn attempt(upstream: &Upstream, host: &Host) -> Result<(), String> {
+    match timeout(upstream.connect.timeout, connect::to(host, &As::Ambassador(None))).await {
+        Ok(reached) => reached.map(drop).map_err(|error| error.to_string()),
+        Err(_elapsed) => Err("no answer".to_owned()),
+    }
+}

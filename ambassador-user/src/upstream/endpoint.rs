@@ -1,0 +1,214 @@
+//! One place that a service is reached at: an address, a Unix socket, or a name with all that it points to.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::balance::{Source, rank};
+use super::dns::{Name, Names};
+use super::health::STEPS;
+use super::host::{At, Host, alternate_families};
+use crate::config;
+
+/// An endpoint in service.
+#[derive(Debug)]
+pub struct Endpoint {
+    label: Arc<str>,
+    weight: u32,
+    place: Place,
+    // These go on when the weight is changed.
+    active: Arc<AtomicU32>,
+    ejections: Arc<AtomicU64>,
+    /// Which of a name's addresses is tried first; moves on so that all are used.
+    turn: AtomicUsize,
+}
+
+#[derive(Debug)]
+enum Place {
+    Host(Arc<Host>),
+    Name { name: Arc<Name>, port: u16, hosts: Mutex<Hosts> },
+}
+
+/// The hosts of a name: those that stay when it points elsewhere go on.
+#[derive(Debug, Clone, Default)]
+struct Hosts {
+    /// The answer that they are made of.
+    answer: Arc<[IpAddr]>,
+    all: Arc<[Arc<Host>]>,
+}
+
+/// One connection's share of an endpoint, given back when dropped.
+#[derive(Debug)]
+pub struct Lease(Arc<Endpoint>);
+
+impl Endpoint {
+    pub(super) fn new(
+        meant: &config::Endpoint,
+        upstream: &config::Upstream,
+        before: Option<&Arc<Self>>,
+        names: &mut Names,
+    ) -> Self {
+        let host = |at| match before.map(|before| &before.place) {
+            Some(Place::Host(host)) => Arc::clone(host),
+            _ => Host::new(at),
+        };
+        let place = match &meant.target {
+            config::Target::Address(address) => Place::Host(host(At::Tcp(*address))),
+            config::Target::Unix(path) => Place::Host(host(At::Unix(path.clone()))),
+            config::Target::Name { host, port } => Place::Name {
+                name: names.get(host, upstream.dns),
+                port: *port,
+                hosts: Mutex::new(before.map(|before| before.known_hosts()).unwrap_or_default()),
+            },
+        };
+        Self {
+            label: meant.target.to_string().into(),
+            weight: u32::from(meant.weight.get()),
+            place,
+            active: before.map(|before| Arc::clone(&before.active)).unwrap_or_default(),
+            ejections: before.map(|before| Arc::clone(&before.ejections)).unwrap_or_default(),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// The endpoint as the user wrote it.
+    pub fn label(&self) -> &Arc<str> {
+        &self.label
+    }
+
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    pub fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// How often one of its hosts was taken out.
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_ejection(&self) {
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All that it is known to be reached at now.
+    pub fn hosts(&self) -> Arc<[Arc<Host>]> {
+        match &self.place {
+            Place::Host(host) => Arc::new([Arc::clone(host)]),
+            Place::Name { name, port, hosts } => {
+                let mut hosts = hosts.lock().unwrap_or_else(PoisonError::into_inner);
+                hosts.follow(&name.known(), *port);
+                Arc::clone(&hosts.all)
+            }
+        }
+    }
+
+    fn known_hosts(&self) -> Hosts {
+        match &self.place {
+            Place::Host(_) => Hosts::default(),
+            Place::Name { hosts, .. } => {
+                hosts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            }
+        }
+    }
+
+    /// Whether connections may go there: a name that points nowhere yet is worth a try.
+    pub fn is_good(&self) -> bool {
+        match &self.place {
+            Place::Host(host) => host.is_good(),
+            Place::Name { .. } => {
+                let hosts = self.hosts();
+                hosts.is_empty() || hosts.iter().any(|host| host.is_good())
+            }
+        }
+    }
+
+    /// What it gets of its weight, in [`STEPS`], by the best of its hosts.
+    pub(super) fn share(&self, slow_start: Duration, now: Instant) -> u32 {
+        if slow_start.is_zero() {
+            return STEPS;
+        }
+        let hosts = self.hosts();
+        let good = hosts.iter().filter(|host| host.is_good());
+        good.map(|host| host.health().share(slow_start, now)).max().unwrap_or(STEPS)
+    }
+
+    /// Where to connect, in the order to try it: all that is good. Only a name that has never resolved makes
+    /// this wait.
+    pub async fn reach(&self, source: Option<&Source>) -> anyhow::Result<Vec<Arc<Host>>> {
+        let name = match &self.place {
+            Place::Host(host) => return Ok(vec![Arc::clone(host)]),
+            Place::Name { name, .. } => name,
+        };
+        name.addresses().await?;
+        let hosts = self.hosts();
+        let mut good: Vec<_> = hosts.iter().filter(|host| host.is_good()).cloned().collect();
+        if good.is_empty() {
+            // They became so since this endpoint was chosen.
+            good = hosts.to_vec();
+        }
+        if let Some(source) = source {
+            order_for(source, &mut good);
+        } else if !good.is_empty() {
+            let first = self.turn.fetch_add(1, Ordering::Relaxed) % good.len();
+            good.rotate_left(first);
+        }
+        Ok(alternate_families(good))
+    }
+
+    /// The name it goes by, if it has one that is asked for.
+    pub fn name(&self) -> Option<&Arc<Name>> {
+        match &self.place {
+            Place::Host(_) => None,
+            Place::Name { name, .. } => Some(name),
+        }
+    }
+
+    /// What is known of where it is, for people.
+    pub fn known(&self) -> String {
+        self.name().map(ToString::to_string).unwrap_or_default()
+    }
+}
+
+/// Orders hosts as all connections of a source take them.
+pub fn order_for(source: &Source, hosts: &mut [Arc<Host>]) {
+    let source = source.hash();
+    let score = |host: &Arc<Host>| rank(source, &host.at.to_string(), 1.0);
+    hosts.sort_by(|left, right| score(right).total_cmp(&score(left)));
+}
+
+impl Hosts {
+    fn follow(&mut self, answer: &Arc<[IpAddr]>, port: u16) {
+        if self.answer == *answer {
+            return;
+        }
+        let known = |at: &At| self.all.iter().find(|host| host.at == *at).cloned();
+        let all = answer.iter().map(|ip| {
+            let at = At::Tcp(SocketAddr::new(*ip, port));
+            known(&at).unwrap_or_else(|| Host::new(at))
+        });
+        self.all = all.collect();
+        self.answer = Arc::clone(answer);
+    }
+}
+
+impl Lease {
+    pub(super) fn new(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(endpoint))
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,143 @@
+//! Endpoints that fail are taken out, and come back when they work: on every way.
+
+use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
+
+use ambassador_tests::address::{Address, Family};
+use ambassador_tests::ambassador::Ambassador;
+use ambassador_tests::echo::{Echo, greeted};
+use ambassador_tests::peer::Listener;
+use ambassador_tests::wait::{until, until_true};
+use ambassador_tests::way::Way;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{balanced_with, dead, hold, tally};
+
+const QUICK: &str = "eject: { consecutive_failures: 3, for: 500ms }";
+
+#[test]
+fn an_endpoint_that_fails_is_left_alone_until_it_works_again() -> Result<()> {
+    for way in Way::proxied()? {
+        let (first, second) = (Echo::greeting("1")?, Echo::greeting("2")?);
+        let address = first.address().clone();
+        let endpoints = [(&address, 1), (second.address(), 1)];
+        let (ambassador, route) = balanced_with(way, "failover", &endpoints, QUICK)?;
+        ensure!(tally(&hold(&route, 5)?) == [("1", 5)].into(), "{way}");
+        drop(first);
+        // On `direct` the app itself finds out.
+        ensure!(greeted(&route, 1).is_err() == (way == Way::Direct), "{way}");
+        until_is(&ambassador, &address, false).with_context(|| format!("{way}"))?;
+        ensure!(tally(&hold(&route, 20)?) == [("2", 20)].into(), "{way}");
+        ensure!(figure(&ambassador, "ejections_total", &address)? == 1.0, "{way}");
+
+        let _first = Echo::on(address.listen()?, "1");
+        until_is(&ambassador, &address, true).with_context(|| format!("{way}"))?;
+        // The kernel suspects what has failed by itself, and longer.
+        until_true("a return", || Ok(greeted(&route, 1)?.0 == "1"))?;
+        ensure!(figure(&ambassador, "healthy", &address)? == 1.0, "{way}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sticky_choice_does_not_return() -> Result<()> {
+    for way in Way::proxied()? {
+        let (first, second) = (Echo::greeting("1")?, Echo::greeting("2")?);
+        let address = first.address().clone();
+        let endpoints = [(&address, 1), (second.address(), 1)];
+        let (ambassador, route) = balanced_with(way, "failover_sticky", &endpoints, QUICK)?;
+        drop(first);
+        let _ = greeted(&route, 1);
+        until_is(&ambassador, &address, false).with_context(|| format!("{way}"))?;
+        ensure!(tally(&hold(&route, 5)?) == [("2", 5)].into(), "{way}");
+        let _first = Echo::on(address.listen()?, "1");
+        until_is(&ambassador, &address, true).with_context(|| format!("{way}"))?;
+        ensure!(tally(&hold(&route, 5)?) == [("2", 5)].into(), "{way}");
+    }
+    Ok(())
+}
+
+#[test]
+fn enough_endpoints_always_stay() -> Result<()> {
+    for way in Way::proxied()? {
+        let good = Echo::greeting("g")?;
+        let (one, two) = (dead()?, dead()?);
+        let endpoints = [(&one, 1), (&two, 1), (good.address(), 1)];
+        let more = "eject: { consecutive_failures: 1, for: 1m, max_percent: 40 }";
+        let (ambassador, route) = balanced_with(way, "round_robin", &endpoints, more)?;
+        let out = || -> Result<usize> {
+            let endpoints = endpoints_of(&ambassador)?;
+            Ok(endpoints.iter().filter(|it| it["healthy"] == false).count())
+        };
+        until_true("an ejection", || {
+            let _ = greeted(&route, 1);
+            Ok(out()? == 1)
+        })?;
+        for _ in 0..20 {
+            let _ = greeted(&route, 1);
+        }
+        ensure!(out()? == 1, "{way}: {} of three are out", out()?);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_endpoint_that_resets_whoever_comes_is_taken_out() -> Result<()> {
+    let good = Echo::greeting("g")?;
+    let bad = Listener::new(Family::Tcp)?;
+    let address = bad.address().clone();
+    let endpoints = [(&address, 1), (good.address(), 1)];
+    let more = "eject: { consecutive_failures: 3, for: 1m }";
+    let (ambassador, route) = balanced_with(Way::Splice, "failover", &endpoints, more)?;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while let Ok(client) = bad.accept() {
+                let _ = client.reset();
+            }
+        });
+        until_true("an ejection", || {
+            // One that is reset before it was seen to be established is tried elsewhere at once.
+            let heard = route.connect()?.hear(1);
+            ensure!(heard.as_deref().is_ok_and(|it| it == b"g") || heard.is_err());
+            Ok(endpoints_of(&ambassador)?[0]["healthy"] == false)
+        })?;
+        ensure!(tally(&hold(&route, 5)?) == [("g", 5)].into());
+        bad.socket().shutdown(Shutdown::Both).context("end the bad server")
+    })
+}
+
+#[test]
+fn a_connection_is_held_until_an_endpoint_can_be_reached() -> Result<()> {
+    let address = dead()?;
+    let hold = "connect: { hold: 30s }";
+    let (ambassador, route) = balanced_with(Way::Splice, "failover", &[(&address, 1)], hold)?;
+    let client = route.connect()?;
+    until_true("a connection that waits", || {
+        Ok(ambassador.command(&["connections", "--json"])?.success()?.lines().count() == 1)
+    })?;
+    let _back = Echo::on(address.listen()?, "b");
+    ensure!(client.hear(1)? == b"b");
+    Ok(())
+}
+
+/// Waits until an endpoint is taken for healthy, or for not.
+fn until_is(ambassador: &Ambassador, endpoint: &Address, healthy: bool) -> Result<()> {
+    until(&format!("{endpoint} being healthy: {healthy}"), Duration::from_secs(15), || {
+        let endpoints = endpoints_of(ambassador)?;
+        let it = endpoints.iter().find(|it| it["endpoint"] == endpoint.to_string());
+        Ok((it.context("find the endpoint")?["healthy"] == healthy).then_some(()))
+    })
+}
+
+fn endpoints_of(ambassador: &Ambassador) -> Result<Vec<Value>> {
+    let status = ambassador.status()?;
+    Ok(status["routes"][0]["endpoints"].as_array().context("find the endpoints")?.clone())
+}
+
+fn figure(ambassador: &Ambassador, name: &str, endpoint: &Address) -> Result<f64> {
+    let labels = [("upstream", "many"), ("endpoint", &endpoint.to_string())];
+    let figure = ambassador.metrics()?.sum(&format!("ambassador_endpoint_{name}"), &labels);
+    figure.with_context(|| format!("find {name}"))
+}
