@@ -5,6 +5,7 @@ pub mod mariadb;
 pub mod nginx;
 pub mod postgres;
 pub mod redis;
+pub mod scripted_dns;
 
 use std::fs::{Permissions, set_permissions};
 use std::os::unix::fs::{PermissionsExt, chown};

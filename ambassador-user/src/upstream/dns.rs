@@ -3,7 +3,7 @@
 //! A connection never waits for DNS while an address is known. Each distinct name has one task that
 //! asks again when its answer expires (within the route's bounds) and, while DNS fails, keeps the last
 //! good answer if it may. A and AAAA are asked apart, so a server that mishandles one of the two does
-//! not hold up the other.
+//! not hold up the other; of the one that is not answered for, what was known stays.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -141,9 +141,9 @@ impl Name {
     async fn keep_true(&self) {
         let mut pause = self.policy.min_ttl;
         loop {
-            match lookup(&self.host).await {
-                Ok((addresses, ttl)) => {
-                    self.know(addresses);
+            match lookup(&self.host, self.policy.stale).await {
+                Ok(Heard { addresses, ttl, without }) => {
+                    self.know(self.with_known(addresses, without));
                     pause = self.policy.min_ttl;
                     tokio::time::sleep(ttl.clamp(self.policy.min_ttl, self.policy.max_ttl)).await;
                 }
@@ -154,6 +154,16 @@ impl Name {
                 }
             }
         }
+    }
+
+    /// These addresses, and what is known of the family that nothing was heard of.
+    fn with_known(&self, mut addresses: Vec<IpAddr>, family: Option<RecordType>) -> Arc<[IpAddr]> {
+        let known = self.known();
+        addresses.extend(known.iter().filter(|address| Some(family_of(address)) == family));
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(MOST_ADDRESSES);
+        addresses.into()
     }
 
     fn know(&self, addresses: Arc<[IpAddr]>) {
@@ -204,11 +214,21 @@ impl fmt::Display for Name {
     }
 }
 
-/// Addresses, and how long they hold.
-type Addresses = (Arc<[IpAddr]>, Duration);
+/// What a lookup has found, if that is not nothing.
+struct Heard {
+    addresses: Vec<IpAddr>,
+    ttl: Duration,
+    /// The family that was not answered for.
+    without: Option<RecordType>,
+}
 
-/// The addresses of `host` in a stable order.
-async fn lookup(host: &str) -> Result<Addresses> {
+fn family_of(address: &IpAddr) -> RecordType {
+    if address.is_ipv4() { RecordType::A } else { RecordType::AAAA }
+}
+
+/// The addresses of `host`. That the server fails for one family only is an answer, unless what was known may
+/// be `stale`.
+async fn lookup(host: &str, stale: bool) -> Result<Heard> {
     // Made anew each time, so that a changed resolv.conf or hosts file is seen.
     let mut builder = TokioResolver::builder_tokio().context("read /etc/resolv.conf")?;
     let options = builder.options_mut();
@@ -224,10 +244,11 @@ async fn lookup(host: &str) -> Result<Addresses> {
 
     let mut addresses = Vec::new();
     let mut until: Option<Instant> = None;
-    let mut failure = None;
-    for answer in answers.into_iter().flatten() {
+    let (mut failure, mut without) = (None, None);
+    for (family, answer) in [RecordType::A, RecordType::AAAA].into_iter().zip(answers) {
         match answer {
-            Ok(answer) => {
+            None => without = Some(family),
+            Some(Ok(answer)) => {
                 addresses.extend(answer.answers().iter().filter_map(|record| match record.data {
                     RData::A(address) => Some(IpAddr::from(address.0)),
                     RData::AAAA(address) => Some(IpAddr::from(address.0)),
@@ -236,29 +257,32 @@ async fn lookup(host: &str) -> Result<Addresses> {
                 let end = answer.valid_until();
                 until = Some(until.map_or(end, |soonest| soonest.min(end)));
             }
-            Err(error) => failure = Some(error),
+            Some(Err(error)) => {
+                if stale && !error.is_no_records_found() {
+                    without = Some(family);
+                }
+                failure = Some(error);
+            }
         }
     }
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses.truncate(MOST_ADDRESSES);
     match (until, failure) {
         (Some(until), _) if !addresses.is_empty() => {
-            Ok((addresses.into(), until.saturating_duration_since(Instant::now())))
+            let ttl = until.saturating_duration_since(Instant::now());
+            Ok(Heard { addresses, ttl, without })
         }
         (_, Some(error)) => Err(anyhow!(error)),
         (_, None) => Err(anyhow!("the answer has no address")),
     }
 }
 
-/// Both answers; or the first alone when it is good and the second is late.
+/// Both answers; or the first to come alone when it is good and the second is late.
 async fn either_or_both<F: Future<Output = Result<Lookup, NetError>>>(
     mut v4: Pin<&mut F>,
     mut v6: Pin<&mut F>,
 ) -> [Option<F::Output>; 2] {
-    let (first, second) = tokio::select! {
-        first = &mut v4 => (first, v6),
-        first = &mut v6 => (first, v4),
+    let (first, second, is_v4) = tokio::select! {
+        first = &mut v4 => (first, v6, true),
+        first = &mut v6 => (first, v4, false),
     };
     let good = first.as_ref().is_ok_and(|answer| !answer.answers().is_empty());
     let second = if good {
@@ -266,7 +290,7 @@ async fn either_or_both<F: Future<Output = Result<Lookup, NetError>>>(
     } else {
         Some(second.await)
     };
-    [Some(first), second]
+    if is_v4 { [Some(first), second] } else { [second, Some(first)] }
 }
 
 #[cfg(test)]
