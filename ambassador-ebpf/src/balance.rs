@@ -33,6 +33,12 @@ pub(crate) fn choose<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
     if is_fit(table, slot, wish) {
         return Some(slot);
     }
+    // SAFETY: read apart, so that the verifier does not take what it learns here for known below.
+    let policy = unsafe { core::ptr::read_volatile(&raw const table.policy) };
+    if policy == FAILOVER && state(slot).is_some_and(|it| is_in_doubt(it, wish)) {
+        // Where the order matters, the next one is only for when this one is known to fail.
+        return None;
+    }
     // The first one, or that of the turn. Without CAP_PERFMON the verifier wants an index to be known on all
     // ways or on none: "R3 tried to add from different maps, paths or scalars".
     const _: () = assert!(FAILOVER == 0 && ROUND_ROBIN == 1);
@@ -101,12 +107,18 @@ fn load(slot: &Slot) -> u64 {
     ((active + 1) << 32) / u64::from(slot.weight.max(1))
 }
 
-/// Whether the socket can be connected to it, and it is not known to have been silent lately. The only
-/// address is never suspected: there is no better one.
+/// Whether the socket can be connected to it, and nothing speaks against it.
 #[inline(always)]
 fn is_fit(table: &Table, slot: &Slot, wish: &Wish) -> bool {
     slot.family & wish.families != 0
-        && (table.count == 1 || state(slot).is_none_or(|target| target.suspect_until <= wish.now))
+        && (table.last_resort == 1
+            || state(slot).is_none_or(|it| it.suspect_until <= wish.now && !is_in_doubt(it, wish)))
+}
+
+/// Whether it may be gone, but is not known to.
+#[inline(always)]
+fn is_in_doubt(target: &Target, wish: &Wish) -> bool {
+    target.doubt_until > wish.now && target.suspect_until <= wish.now
 }
 
 /// The next step. Without CAP_PERFMON the verifier also follows what a processor may do by speculation,

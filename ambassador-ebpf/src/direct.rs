@@ -221,7 +221,8 @@ fn state(key: &TargetKey) -> Option<*mut Target> {
     if let Some(known) = TARGETS.get_ptr_mut(key) {
         return Some(known);
     }
-    let new = Target { active: 0, chosen: 0, suspect_until: 0, untold: 0 };
+    let new =
+        Target { active: 0, chosen: 0, suspect_until: 0, untold: 0, doubt_until: 0, survived: 0 };
     // Another CPU may have been faster.
     let _: Result<(), i32> = TARGETS.insert(key, new, BPF_NOEXIST.into());
     TARGETS.get_ptr_mut(key)

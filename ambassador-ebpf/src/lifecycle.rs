@@ -12,24 +12,29 @@
 
 use ambassador_ebpf::Address;
 use ambassador_ebpf::direct::{
-    End, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET, SUSPICION_NS, Target, TargetKey,
+    DOUBT_NS, End, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET, RESET_BY_APP, RESET_BY_TARGET,
+    SURVIVALS, SUSPICION_NS, Target, TargetKey,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_RTO_CB_FLAG,
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
-    BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK,
-    BPF_TCP_SYN_SENT, bpf_sock_ops,
+    BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_ESTABLISHED, BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2,
+    BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_ops,
 };
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 
-use crate::context::{event_storage, event_tuple};
+use crate::context::{event_socket, event_storage, event_tuple};
 use crate::counter;
 use crate::maps::{ENDS, OPEN, REDIRECTED, TARGETS};
 use crate::rarely::rarely;
+
+/// See [`ambassador_ebpf::direct::SOCKET_ERROR`].
+#[unsafe(no_mangle)]
+static SOCKET_ERROR: u32 = 0;
 
 /// What the kernel expects of a sock_ops program that has no reply to give.
 const OK: u32 = 1;
@@ -44,6 +49,9 @@ pub(crate) fn lifecycle(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_STATE_CB => match (ctx.arg(0), ctx.arg(1)) {
             (from, BPF_TCP_CLOSE) => end(&ctx, from),
             (_, BPF_TCP_FIN_WAIT2) => await_fin(&ctx),
+            (BPF_TCP_ESTABLISHED, BPF_TCP_CLOSE_WAIT) => {
+                flow(&ctx).and_then(|flow| doubt(&flow.key))
+            }
             _ => Some(()),
         },
         _ => Some(()),
@@ -72,8 +80,7 @@ fn establish(ctx: &SockOpsContext) -> Option<()> {
     flow.established = unsafe { bpf_ktime_get_boot_ns() };
     flow.local = local(ctx)?;
     if let Some(target) = TARGETS.get_ptr_mut(flow.key) {
-        // SAFETY: a live element; whoever writes last has the newest word on it.
-        unsafe { (*target).suspect_until = 0 };
+        clear(target);
     }
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
@@ -113,9 +120,12 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let _: Result<(), i32> = OPEN.remove(cookie);
+    let outcome = outcome(ctx, from);
     if from == BPF_TCP_SYN_SENT {
         suspect(&flow.key);
         flow.local = local(ctx)?;
+    } else if outcome == RESET_BY_TARGET {
+        doubt(&flow.key);
     }
     let Some(mut told) = ENDS.reserve::<End>(0) else {
         let of_route = TARGETS.get_ptr_mut(TargetKey::of_route(flow.key.route))?;
@@ -134,7 +144,7 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
         // The kernel keeps it in eighths.
         rtt_us: ops(ctx).srtt_us >> 3,
         retransmits: ops(ctx).total_retrans,
-        outcome: outcome(from),
+        outcome,
         reserved: 0,
     });
     told.submit(0);
@@ -144,12 +154,41 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
 /// What the state that a connection ends in tells: whoever has not said a last byte has given up, or
 /// been given up.
 #[inline(always)]
-fn outcome(from: u32) -> u32 {
+fn outcome(ctx: &SockOpsContext, from: u32) -> u32 {
     match from {
         BPF_TCP_SYN_SENT => NEVER_ESTABLISHED,
         BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => IN_ORDER,
-        _ => RESET,
+        _ => match error(ctx) {
+            None => RESET,
+            // What an app does itself is noted after this, if at all (net/ipv4/tcp.c: `tcp_disconnect`).
+            Some(0) => RESET_BY_APP,
+            Some(_) => RESET_BY_TARGET,
+        },
     }
+}
+
+/// The error that the network has brought upon the socket, if that may be known.
+#[inline(always)]
+fn error(ctx: &SockOpsContext) -> Option<u32> {
+    // SAFETY: read as a variable, because user space sets it while loading.
+    let offset = unsafe { core::ptr::read_volatile(&raw const SOCKET_ERROR) };
+    if offset == 0 {
+        return None;
+    }
+    let socket = event_socket(ctx);
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: the socket of the event is alive. With the offset unknown the verifier sees that this is
+    // never called: it takes CAP_PERFMON.
+    let socket = unsafe { bpf_skc_to_tcp_sock(socket.cast()) };
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: the verifier checks the offset.
+    let error = unsafe { socket.cast::<u8>().add(offset as usize) };
+    // SAFETY: see above.
+    Some(unsafe { *error.cast::<u32>() })
 }
 
 /// The bytes of the stream each way. The kernel counts sequence numbers, of which SYN and FIN take one
@@ -176,7 +215,37 @@ fn suspect(key: &TargetKey) -> Option<()> {
     let now = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: a live element; whoever writes last has the newest word on it.
     unsafe { (*target).suspect_until = now + SUSPICION_NS };
+    // SAFETY: see above.
+    unsafe { (*target).survived = 0 };
     Some(())
+}
+
+/// The target has ended a connection, as it does when it is about to go, and at many other times.
+#[inline(always)]
+fn doubt(key: &TargetKey) -> Option<()> {
+    let target = TARGETS.get_ptr_mut(key)?;
+    // SAFETY: a field of a live element.
+    if unsafe { (*target).survived } < SURVIVALS {
+        // SAFETY: takes nothing.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        // SAFETY: a live element; whoever writes last has the newest word on it.
+        unsafe { (*target).doubt_until = now + DOUBT_NS };
+    }
+    Some(())
+}
+
+/// The target can be connected to, whatever it has done before.
+#[inline(always)]
+fn clear(target: *mut Target) {
+    // SAFETY: a live element; whoever writes last has the newest word on it.
+    unsafe { (*target).suspect_until = 0 };
+    // SAFETY: a field of a live element.
+    if unsafe { (*target).doubt_until } != 0 {
+        // SAFETY: see above.
+        unsafe { (*target).doubt_until = 0 };
+        // SAFETY: see above.
+        counter::add(unsafe { &raw mut (*target).survived }, 1);
+    }
 }
 
 #[inline(always)]

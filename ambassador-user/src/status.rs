@@ -302,7 +302,7 @@ impl Status {
         (bound + no_target + no_room > 0).then(|| {
             format!(
                 "left to the listeners so far, though their routes are direct: {bound} that chose their \
-                 own source address, {no_target} for which no endpoint was free, {no_room} for lack of room"
+                 own source address, {no_target} for which no endpoint was free or sure, {no_room} for lack of room"
             )
         })
     }

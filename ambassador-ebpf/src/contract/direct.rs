@@ -41,6 +41,10 @@ pub const ENDS: &str = "ENDS";
 /// 0 if that is unknown or may not be read.
 pub const IPV6ONLY_BIT: &str = "IPV6ONLY_BIT";
 
+/// A read-only variable: where `sk_err` lies, in bytes from the start of a `struct tcp_sock`; 0 if that is
+/// unknown or may not be read.
+pub const SOCKET_ERROR: &str = "SOCKET_ERROR";
+
 /// In `ROUTES`: the route is not in force, and its connections stay with user space.
 pub const NO_TABLE: u32 = u32::MAX;
 /// Most routes.
@@ -52,6 +56,12 @@ pub const TURNS: usize = 128;
 
 /// For how long an address that could not be connected to is passed over, while there are others.
 pub const SUSPICION_NS: u64 = 5_000_000_000;
+
+/// For how long an address whose server has ended a connection is not led to, while there are others: the
+/// server may be gone, which user space can find out without any app noticing.
+pub const DOUBT_NS: u64 = 1_000_000_000;
+/// After so many ends of its own that it survived, a server's ends say nothing any more.
+pub const SURVIVALS: u64 = 8;
 
 /// In [`Table::policy`]: the slot of the turn, or else the slots in their order.
 pub const FAILOVER: u32 = 0;
@@ -99,8 +109,8 @@ pub struct Table {
     pub route: u64,
     /// [`FAILOVER`], [`ROUND_ROBIN`], [`LEAST_CONNECTIONS`] or [`RANDOM_TWO`].
     pub policy: u32,
-    /// How many addresses there are; at least 1.
-    pub count: u32,
+    /// 1: nothing else can be tried, so no address is passed over.
+    pub last_resort: u32,
     /// Most connections open at a time.
     pub limit: u32,
     /// How many of the turns are in use; at least 1.
@@ -149,6 +159,10 @@ pub struct Target {
     pub suspect_until: u64,
     /// Of the route itself: ends that nobody was told of, because the ring was full.
     pub untold: u64,
+    /// The boot-time clock's nanosecond until which it may be gone: it has ended a connection itself.
+    pub doubt_until: u64,
+    /// How often it did that and could be connected to afterwards.
+    pub survived: u64,
 }
 
 /// One redirected socket.
@@ -189,7 +203,7 @@ pub struct End {
     pub rtt_us: u32,
     /// Segments that were sent again.
     pub retransmits: u32,
-    /// [`IN_ORDER`], [`RESET`] or [`NEVER_ESTABLISHED`].
+    /// [`IN_ORDER`], [`NEVER_ESTABLISHED`], or one of those of a reset.
     pub outcome: u32,
     /// Keeps the size a multiple of eight.
     pub reserved: u32,
@@ -199,6 +213,10 @@ pub struct End {
 pub const IN_ORDER: u32 = 0;
 /// In [`End::outcome`]: one of the sides gave up.
 pub const RESET: u32 = 1;
+/// In [`End::outcome`]: the target gave up, or could not be reached any more.
+pub const RESET_BY_TARGET: u32 = 3;
+/// In [`End::outcome`]: the app gave up.
+pub const RESET_BY_APP: u32 = 4;
 /// In [`End::outcome`]: the target refused, or did not answer.
 pub const NEVER_ESTABLISHED: u32 = 2;
 
@@ -233,7 +251,7 @@ const _: () = {
     assert!(offset_of!(Table, turns) == 24 + 40 * SLOTS);
     assert!(size_of::<Table>() == 24 + 40 * SLOTS + TURNS);
     assert!(size_of::<TargetKey>() == 32);
-    assert!(size_of::<Target>() == 32);
+    assert!(size_of::<Target>() == 48);
     assert!(offset_of!(Flow, original) == 56);
     assert!(offset_of!(Flow, local) == 80);
     assert!(size_of::<Flow>() == 104);

@@ -14,7 +14,8 @@ use ambassador_ebpf::direct::{
     TARGETS, Table, TargetKey,
 };
 pub use ambassador_ebpf::direct::{
-    End, Flow, IN_ORDER, MISS_REASONS, NEVER_ESTABLISHED, RESET, SLOTS, Settings, Target, route_id,
+    End, Flow, IN_ORDER, MISS_REASONS, NEVER_ESTABLISHED, RESET, RESET_BY_APP, RESET_BY_TARGET,
+    SLOTS, Settings, Target, route_id,
 };
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};

@@ -36,6 +36,7 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
         (endpoint.weight(), shares.collect::<Vec<_>>())
     });
     let endpoints: Vec<_> = endpoints.filter(|(_, addresses)| !addresses.is_empty()).collect();
+    let targets = shares(&endpoints);
     Plan {
         route: id,
         policy: match balance {
@@ -49,7 +50,9 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
             Balance::SourceHash => 1,
             _ => endpoints.first().map_or(0, |(_, addresses)| addresses.len()),
         },
-        targets: shares(&endpoints),
+        // A listener can do no better, unless it waits.
+        last_resort: targets.len() == 1 && upstream.connect.hold.is_zero(),
+        targets,
     }
 }
 

@@ -11,7 +11,9 @@ use tracing::{debug, info, warn};
 
 use super::Direct;
 use crate::config::Tier;
-use crate::datapath::tables::{self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, from_kernel};
+use crate::datapath::tables::{
+    self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET_BY_APP, RESET_BY_TARGET, from_kernel,
+};
 use crate::proxy::connection::Outcome;
 use crate::sockets;
 use crate::upstream::Upstream;
@@ -114,6 +116,8 @@ impl Direct {
         let outcome = match end.outcome {
             IN_ORDER => Outcome::Ok,
             NEVER_ESTABLISHED => Outcome::ConnectFailed,
+            RESET_BY_TARGET => Outcome::UpstreamReset,
+            RESET_BY_APP => Outcome::ClientReset,
             _ => Outcome::Reset,
         };
         let settled = self.state().settled.remove(&end.cookie).unwrap_or_default();
@@ -129,7 +133,13 @@ impl Direct {
             (Outcome::ConnectFailed, Some((_, host))) => {
                 route.upstream.unreached(&host, "an app could not reach it");
             }
-            (_, Some((_, host))) => route.upstream.reached(&host),
+            (Outcome::UpstreamReset, Some((_, host))) if end.bytes_down == 0 => {
+                route.upstream.reset_early(&host);
+            }
+            (_, Some((_, host))) => {
+                route.upstream.reached(&host);
+                route.upstream.kept(&host);
+            }
             (_, None) => {}
         }
         if outcome == Outcome::ConnectFailed {

@@ -7,18 +7,20 @@ use anyhow::{Context, Result, ensure};
 use rustix::event::epoll::EventFlags;
 use socket2::{Domain, Socket, Type};
 
-use ambassador_tests::address::Address;
+use ambassador_tests::address::{Address, Family};
 use ambassador_tests::ambassador::{Ambassador, Launch};
 use ambassador_tests::echo::{Echo, greeted};
-use ambassador_tests::peer::Peer;
+use ambassador_tests::peer::{Listener, Peer};
 use ambassador_tests::place::Place;
 use ambassador_tests::process::run;
 use ambassador_tests::readiness::Readiness;
 use ambassador_tests::server::dnsmasq::Dnsmasq;
-use ambassador_tests::wait::{SOON, until_true};
+use ambassador_tests::wait::{SOON, until, until_true};
 use ambassador_tests::{needs, pod};
 
-use crate::{ROUTE, all_are_direct, blackhole, hold, listen, loopback, start_with, tally, tier_of};
+use crate::{
+    ROUTE, all_are_direct, blackhole, hold, is_direct, listen, loopback, start_with, tally, tier_of,
+};
 
 const NAME: &str = "service.test";
 /// For how long an address that did not answer is passed over.
@@ -45,6 +47,46 @@ fn failover_leaves_an_endpoint_that_refuses_and_returns_to_it() -> Result<()> {
     until_true("a return to the first endpoint", || Ok(greeted(&route, 1)?.0 == "1"))?;
     ensure!(refused.elapsed() >= SUSPICION, "after only {:?}", refused.elapsed());
     Ok(())
+}
+
+#[test]
+fn a_server_that_goes_costs_no_app_a_failed_connect() -> Result<()> {
+    needs!(Direct);
+    let first = Listener::new(Family::Tcp)?;
+    let second = Echo::greeting("2")?;
+    let endpoints = [(first.address(), 1), (second.address(), 1)];
+    let (ambassador, route) = balanced("failover", &endpoints)?;
+    let apps = (0..10).map(|_| {
+        let app = route.connect()?;
+        Ok((app, first.accept()?))
+    });
+    let (apps, served): (Vec<_>, Vec<_>) = apps.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    is_direct(&ambassador, &apps[0])?;
+    // As a process does that is killed.
+    drop(first);
+    drop(served);
+    for app in apps {
+        app.hear_end()?;
+        ensure!(greeted(&route, 1)?.0 == "2");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_ends_all_its_connections_itself_is_soon_led_to_again() -> Result<()> {
+    needs!(Direct);
+    let (first, second) = (Listener::new(Family::Tcp)?, Echo::greeting("2")?);
+    let endpoints = [(first.address(), 1), (second.address(), 1)];
+    let (ambassador, route) = balanced("failover", &endpoints)?;
+    let mut in_a_row = 0;
+    until("twenty direct connections in a row", Duration::from_secs(30), || {
+        let app = route.connect()?;
+        let server = first.accept()?;
+        in_a_row = if tier_of(&ambassador, &app)? == "direct" { in_a_row + 1 } else { 0 };
+        drop(server);
+        app.hear_end()?;
+        Ok((in_a_row == 20).then_some(()))
+    })
 }
 
 #[test]

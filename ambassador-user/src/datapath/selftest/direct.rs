@@ -44,6 +44,7 @@ impl Bench {
             &Plan {
                 route: route_id("self-test"),
                 policy: Policy::Failover,
+                last_resort: true,
                 limit: u32::MAX,
                 targets: vec![(upstream.local_addr()?, 1)],
                 preferred: 1,

@@ -27,6 +27,8 @@ pub struct Plan {
     pub limit: u32,
     /// Addresses with their weights, in the order of preference; at least one.
     pub targets: Vec<(SocketAddr, u32)>,
+    /// Whether there is nothing else to try than the address, if it is the only one.
+    pub last_resort: bool,
     /// For [`Policy::Failover`]: how many of them are equally good, and so take turns.
     pub preferred: usize,
 }
@@ -54,7 +56,7 @@ impl Plan {
                 Policy::LeastConnections => LEAST_CONNECTIONS,
                 Policy::RandomTwo => RANDOM_TWO,
             },
-            count: count as u32,
+            last_resort: u32::from(self.last_resort),
             limit: self.limit,
             round,
             slots,
