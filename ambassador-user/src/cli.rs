@@ -1,6 +1,7 @@
 //! The command line: what can be typed.
 
 mod config;
+mod probe;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +12,8 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::config::{ConfigArgs, Source};
-use crate::config::{Cgroup, ControlText, HttpText, Problem, Target, Tier, TierLimit, Within};
+pub use self::probe::Probe;
+use crate::config::{Cgroup, ControlText, HttpText, Problem, Tier, TierLimit, Within};
 use crate::datapath::pins::Owner;
 use crate::manifest::Mode;
 use crate::telemetry::{LogFilter, LogFormat};
@@ -266,28 +268,6 @@ pub struct BenchArgs {
     /// How long it may take, about, from 1s to 5m
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = bench_time)]
     pub time: Duration,
-}
-
-/// How a service is probed.
-#[derive(Debug, Subcommand)]
-pub enum Probe {
-    /// Exit 0 if TARGET accepts a connection, 1 if not
-    #[command(
-        after_help = "It connects as an app does. Where the ambassador relays a connection to TARGET, it is
-the ambassador that accepts, whether or not the upstream does; where the route is `direct`, it is
-the upstream.
-
-Examples:
-  ambassador probe tcp 127.0.0.1:5432
-  ambassador probe tcp unix:/var/run/db/postgres.sock --timeout 500ms"
-    )]
-    Tcp {
-        /// HOST:PORT, [IP6]:PORT or unix:PATH
-        target: Target,
-        /// How long to try
-        #[arg(long, default_value = "1s", value_parser = timeout)]
-        timeout: Duration,
-    },
 }
 
 /// Where a running ambassador is probed.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::admin::control::Request;
-use crate::cli::{Cli, Command, ConfigArgs, LogArgs, Probe, Source};
+use crate::cli::{Cli, Command, ConfigArgs, LogArgs, Source};
 use crate::config::{Environment, InstanceText, Tier};
 use crate::datapath::kernel::{self, Lifetime};
 use crate::datapath::pins::{Owner, Pins};
@@ -85,7 +85,10 @@ pub fn perform(Cli { command, log }: Cli) -> Result<ExitCode> {
         Command::LogLevel { level, control } => {
             order(&control.control, &Request::LogLevel { level })?;
         }
-        Command::Probe(Probe::Tcp { target, timeout }) => probe::tcp(target, timeout)?,
+        Command::Probe(probe) => {
+            let (target, ask, timeout) = probe.meaning();
+            probe::probe(target, &ask, timeout)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -16,6 +16,7 @@ mod document;
 mod environment;
 mod evidence;
 mod file;
+mod health;
 mod layer;
 mod listeners;
 mod name;
@@ -28,6 +29,10 @@ mod upstream;
 mod value;
 
 pub use environment::Environment;
+pub use health::{
+    Account, Ask, AskHttp, AskRedis, CheckText, HttpHost, HttpPath, PasswordFile, PostgresLogin,
+    RedisLogin, Role, Statuses,
+};
 pub use problem::{ConfigError, Problem, Warning};
 pub use resolve::Resolved;
 
@@ -35,7 +40,7 @@ pub(crate) use acceleration::InstanceText;
 pub(crate) use document::Document;
 pub(crate) use file::schema;
 pub(crate) use layer::{Draft, Layer, Policy, Said, Settings};
-pub(crate) use problem::{Place, nearest, quote};
+pub(crate) use problem::{Place, nearest, one_line, quote};
 pub(crate) use resolve::resolve;
 pub(crate) use value::{ControlText, HttpText, Within};
 

@@ -11,10 +11,11 @@ use crate::place::Place;
 use crate::process::{Process, run};
 use crate::wait::until;
 
-/// A PostgreSQL server with a fresh cluster, the superuser `postgres`, and no password.
+/// A PostgreSQL server with a fresh cluster, the superuser `postgres`, and, as [`Kind`] says, a password.
 #[derive(Debug)]
 pub struct Postgres {
-    process: Process,
+    /// Its first process.
+    pub process: Process,
     /// Where it listens.
     pub address: SocketAddr,
     /// The Unix socket where it listens too.
@@ -22,15 +23,69 @@ pub struct Postgres {
     _directory: tempfile::TempDir,
 }
 
+/// The password of `postgres` where one is asked for.
+pub const PASSWORD: &str = "a password";
+
+/// What a cluster is like.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// What it asks for on TCP: trust, password, md5 or scram-sha-256.
+    pub login: &'static str,
+    /// A copy that takes no writes.
+    pub standby: bool,
+    /// By TLS; needs openssl.
+    pub encrypts: bool,
+}
+
 impl Postgres {
     /// Makes a cluster and starts it in `place`.
     pub fn start(place: &Place) -> Result<Self> {
+        Self::start_with(place, Kind { login: "trust", standby: false, encrypts: false })
+    }
+
+    /// Makes a cluster of this kind and starts it in `place`.
+    pub fn start_with(place: &Place, kind: Kind) -> Result<Self> {
         let home = Home::of("postgres")?;
         let data = home.path().join("data");
-        let initdb = ["--no-sync", "--auth=trust", "--username=postgres", "--locale=C.UTF-8"];
-        run(home.command(place, "initdb")?.args(initdb).arg("--pgdata").arg(&data), START)?;
-        let trust = "local all all trust\nhost all all all trust\n";
-        std::fs::write(data.join("pg_hba.conf"), trust).context("write pg_hba.conf")?;
+        let secret = home.path().join("password");
+        std::fs::write(&secret, PASSWORD).context("write the password")?;
+        let initdb = ["--no-sync", "--auth-local=trust", "--username=postgres", "--locale=C.UTF-8"];
+        run(
+            home.command(place, "initdb")?
+                .args(initdb)
+                .arg(format!("--auth-host={}", kind.login))
+                .arg(format!("--pwfile={}", secret.display()))
+                .arg("--pgdata")
+                .arg(&data),
+            START,
+        )?;
+        let hba = format!("local all all trust\nhost all all all {}\n", kind.login);
+        std::fs::write(data.join("pg_hba.conf"), hba).context("write pg_hba.conf")?;
+        if kind.standby {
+            // A standby without a primary: it is in recovery for good, and may be read.
+            std::fs::write(data.join("standby.signal"), "").context("write standby.signal")?;
+        }
+        let mut encryption = Vec::new();
+        if kind.encrypts {
+            let (key, certificate) = (home.path().join("key.pem"), home.path().join("crt.pem"));
+            run(
+                home.command(place, "openssl")?
+                    .args(["req", "-new", "-x509", "-nodes", "-subj", "/CN=db", "-newkey", "ec"])
+                    .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout"])
+                    .arg(&key)
+                    .arg("-out")
+                    .arg(&certificate),
+                START,
+            )?;
+            encryption = vec![
+                "-c".to_owned(),
+                "ssl=on".to_owned(),
+                "-c".to_owned(),
+                format!("ssl_key_file={}", key.display()),
+                "-c".to_owned(),
+                format!("ssl_cert_file={}", certificate.display()),
+            ];
+        }
 
         let address = SocketAddr::from((place.ipv4, place.port()?));
         let mut process = Process::start(
@@ -40,7 +95,8 @@ impl Postgres {
                 .args(["-p", &address.port().to_string(), "-c", "listen_addresses=*"])
                 .arg("-c")
                 .arg(format!("unix_socket_directories={}", home.path().display()))
-                .args(["-c", "fsync=off", "-c", "max_connections=100"]),
+                .args(["-c", "fsync=off", "-c", "max_connections=100"])
+                .args(encryption),
         )?;
         // The socket exists before its server answers; a session proves that it does.
         accepting(place, &mut process, &address.into())?;

@@ -43,6 +43,11 @@ pub struct Asked {
 impl Redis {
     /// Starts it in `place`.
     pub fn start(place: &Place) -> Result<Self> {
+        Self::start_with(place, &[])
+    }
+
+    /// Starts it in `place` with more options, such as `--requirepass`.
+    pub fn start_with(place: &Place, options: &[&str]) -> Result<Self> {
         let directory = tempfile::tempdir().context("create Redis' directory")?;
         let address = SocketAddr::from((place.ipv4, place.port()?));
         let socket = directory.path().join("redis.sock");
@@ -54,7 +59,8 @@ impl Redis {
                 .args(["--save", "", "--appendonly", "no", "--dir"])
                 .arg(directory.path())
                 .arg("--unixsocket")
-                .arg(&socket),
+                .arg(&socket)
+                .args(options),
         )?;
         let socket = Address::Unix(socket);
         accepting(place, &mut process, &address.into())?;
