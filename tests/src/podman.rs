@@ -1,6 +1,7 @@
 //! Pods as a node runs them: real containers of real manifests, by podman, with a cable to a place for
 //! their upstreams. Storage is the test's own, and everything is taken down with it.
 
+pub mod account;
 mod host;
 pub mod manifest;
 mod projected;
@@ -20,6 +21,7 @@ use crate::place::Place;
 use crate::pod::{INSIDE, UPSTREAM};
 use crate::process::{self, Finished, Process};
 use crate::server::{self, dnsmasq::Dnsmasq};
+use account::Account;
 use host::Host;
 use manifest::{Hooks, Manifest, Node};
 use projected::Files;
@@ -166,7 +168,7 @@ impl Podman {
         fs::create_dir_all(root.join("bin")).context("make the app's file system")?;
         let busybox = server::find("busybox").context("find busybox")?;
         fs::copy(busybox, root.join("bin/busybox")).context("copy busybox")?;
-        for name in ["sh", "sleep", "nc", "test", "touch", "printf"] {
+        for name in ["sh", "sleep", "nc", "test", "touch", "printf", "dd", "wc"] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
         }
         let ambassador = crate::ambassador::binary()?;
@@ -246,6 +248,11 @@ impl Played<'_> {
     /// The process of a container that was started first.
     pub fn pid(&self, container: &str) -> Result<u32> {
         self.podman.pid(&self.container(container))
+    }
+
+    /// What a container uses; none where no limit of memory is in force.
+    pub fn account(&self, container: &str) -> Result<Option<Account>> {
+        Account::of(self.pid(container)?)
     }
 
     /// A container's cgroup as this process sees it.

@@ -37,7 +37,7 @@ impl Host {
             fs::write(&runtime, RUNTIME).context("write the runtime's wrapper")?;
             fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
             text += &format!("[engine.runtimes]\ncrun = [\"{}\"]\n", runtime.display());
-            Some(Self::view()?)
+            Some(Self::view(&directory.join("controllers"))?)
         };
         fs::write(&settings, text).context("write podman's settings")?;
         Ok(Self { view, settings })
@@ -57,13 +57,18 @@ impl Host {
         command
     }
 
-    /// One hierarchy of cgroups, and a bpffs, as a node has them.
-    fn view() -> Result<Process> {
-        const SCRIPT: &str = "mount --make-rprivate / && umount -R /sys/fs/cgroup && \
+    /// One hierarchy of cgroups, and a bpffs, as a node has them; the controllers of the other version are
+    /// elsewhere, for the runtime's wrapper.
+    fn view(controllers: &Path) -> Result<Process> {
+        const SCRIPT: &str = "mount --make-rprivate / && \
+             for it in memory cpu; do test ! -d /sys/fs/cgroup/$it || \
+             { mkdir -p \"$0/$it\" && mount --bind /sys/fs/cgroup/$it \"$0/$it\" || exit; }; done && \
+             umount -R /sys/fs/cgroup && \
              mount -t cgroup2 none /sys/fs/cgroup && mount -t bpf bpf /sys/fs/bpf && \
              echo ready && exec sleep infinity";
         let mut unshare = Command::new("unshare");
-        let mut view = Process::start(unshare.args(["--mount", "--", "sh", "-c", SCRIPT]))?;
+        unshare.args(["--mount", "--", "sh", "-c", SCRIPT]).arg(controllers);
+        let mut view = Process::start(&mut unshare)?;
         until_true("a view of the node", || {
             view.still_runs()?;
             Ok(view.stdout().contains("ready"))

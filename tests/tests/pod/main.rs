@@ -5,6 +5,7 @@ mod config_map;
 mod edit;
 mod end;
 mod examples;
+mod limits;
 mod modes;
 mod surroundings;
 
