@@ -205,6 +205,8 @@ pub enum Target {
         host: Arc<str>,
         port: u16,
     },
+    /// Resolved by its SRV records, which tell the ports, again and again.
+    Service(Arc<str>),
     Address(SocketAddr),
     Unix(PathBuf),
 }

@@ -5,6 +5,7 @@ pub mod dns;
 pub mod endpoint;
 pub mod health;
 pub mod host;
+pub mod lookup;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

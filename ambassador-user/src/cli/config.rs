@@ -22,7 +22,7 @@ pub struct ConfigArgs {
     /// A route, [NAME:]LISTEN=ENDPOINT[,ENDPOINT...]; can be repeated [env: AMBASSADOR_ROUTE_0, _1...]
     ///
     /// LISTEN is PORT (127.0.0.1, and ::1 where there is one), IP:PORT, [IP6]:PORT or unix:PATH.
-    /// ENDPOINT is HOST:PORT[:WEIGHT], [IP6]:PORT[:WEIGHT] or unix:PATH. Endpoints are tried in
+    /// ENDPOINT is HOST:PORT[:WEIGHT], [IP6]:PORT[:WEIGHT], srv:NAME[:WEIGHT] or unix:PATH. Endpoints are tried in
     /// order; where one has a weight, connections are spread over all by weight. A route with the
     /// NAME of a route from a file or variable replaces it.
     #[arg(long = "route", value_name = "ROUTE")]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! LISTEN    PORT | IP:PORT | [IP6]:PORT | unix:PATH        PORT: 127.0.0.1, and ::1 where there is one
-//! ENDPOINT  HOST:PORT[:WEIGHT] | [IP6]:PORT[:WEIGHT] | unix:PATH
+//! ENDPOINT  HOST:PORT[:WEIGHT] | [IP6]:PORT[:WEIGHT] | srv:NAME[:WEIGHT] | unix:PATH
 //! ```
 //!
 //! The parsers are strict, and each refusal says what to write instead.
@@ -123,6 +123,10 @@ impl FromStr for EndpointText {
         }
         let (host, rest) = split_host(text)?;
         let rest = rest.ok_or_else(|| no_port(text))?;
+        // A host may be called srv; what is no port is a name.
+        if host == "srv" && !rest.starts_with(|first: char| first.is_ascii_digit()) {
+            return service(rest);
+        }
         let (port_text, weight_text) = match rest.split_once(':') {
             Some((port, weight)) => (port, Some(weight)),
             None => (rest, None),
@@ -247,6 +251,21 @@ pub(crate) fn unix_path(text: &str) -> Result<PathBuf, Problem> {
     Ok(PathBuf::from(text))
 }
 
+/// NAME or NAME:WEIGHT of a service, as its SRV records have it.
+fn service(text: &str) -> Result<EndpointText, Problem> {
+    let (name, weight_text) = text.split_once(':').map_or((text, None), |(n, w)| (n, Some(w)));
+    host_name(name)?;
+    let labels: Vec<&str> = name.splitn(3, '.').collect();
+    if labels.len() < 3 || !labels[..2].iter().all(|label| label.starts_with('_')) {
+        return Err(Problem::new(
+            format!("{} is not the name of SRV records", quote(name)),
+            "write srv:_SERVICE._tcp.NAME, such as srv:_redis._tcp.redis.default.svc.cluster.local",
+        ));
+    }
+    let weight = weight_text.map(weight).transpose()?;
+    Ok(EndpointText { target: Target::Service(name.into()), weight })
+}
+
 /// Checks a name that DNS or /etc/hosts can know.
 fn host_name(host: &str) -> Result<(), Problem> {
     let problem = |what: &str, fix: &str| Err(Problem::new(format!("{} {what}", quote(host)), fix));
@@ -315,6 +334,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Service(name) => write!(f, "srv:{name}"),
             Self::Address(address) => write!(f, "{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
@@ -358,9 +378,9 @@ impl Written for EndpointText {
     fn schema() -> Schema {
         json_schema!({
             "type": "string",
-            "description": "HOST:PORT[:WEIGHT], [IP6]:PORT[:WEIGHT] or unix:PATH; a weight is 1 to 1000",
-            "pattern": r"^([A-Za-z0-9._-]+:[1-9][0-9]{0,4}(:[1-9][0-9]{0,3})?|\[[0-9A-Fa-f:.%]+\]:[1-9][0-9]{0,4}(:[1-9][0-9]{0,3})?|unix:/.*[^/])$",
-            "examples": ["orders-db.prod.svc:5432", "redis-0:6379:3", "[fd00::1]:5432", "unix:/run/mysqld.sock"],
+            "description": "HOST:PORT[:WEIGHT], [IP6]:PORT[:WEIGHT], srv:NAME[:WEIGHT] (a service by its SRV records, which tell the ports) or unix:PATH; a weight is 1 to 1000",
+            "pattern": r"^([A-Za-z0-9._-]+:[1-9][0-9]{0,4}(:[1-9][0-9]{0,3})?|\[[0-9A-Fa-f:.%]+\]:[1-9][0-9]{0,4}(:[1-9][0-9]{0,3})?|srv:_[A-Za-z0-9_-]+\._[A-Za-z0-9_-]+\.[A-Za-z0-9._-]+(:[1-9][0-9]{0,3})?|unix:/.*[^/])$",
+            "examples": ["orders-db.prod.svc:5432", "redis-0:6379:3", "srv:_redis._tcp.redis.default.svc.cluster.local", "[fd00::1]:5432", "unix:/run/mysqld.sock"],
         })
     }
 }

@@ -107,11 +107,13 @@ impl<'d> Listeners<'d> {
             .iter()
             .flat_map(|endpoint| {
                 let key = match &endpoint.target {
-                    Target::Name { port, .. } => Key::Port(*port),
-                    Target::Address(address) => Key::Port(address.port()),
-                    Target::Unix(path) => Key::Path(path.clone()),
+                    Target::Name { port, .. } => Some(Key::Port(*port)),
+                    Target::Address(address) => Some(Key::Port(address.port())),
+                    Target::Unix(path) => Some(Key::Path(path.clone())),
+                    // Only DNS knows.
+                    Target::Service(_) => None,
                 };
-                let near = self.0.get(&key).map_or(&[][..], Vec::as_slice);
+                let near = key.and_then(|key| self.0.get(&key)).map_or(&[][..], Vec::as_slice);
                 near.iter().filter(|listener| arrives(&endpoint.target, &listener.listen))
             })
             .filter_map(|listener| match listener.owner {

@@ -31,6 +31,8 @@ impl Name {
     pub(crate) fn derived(target: &Target, listen: &Listen) -> Self {
         let upstream = match target {
             Target::Name { host, .. } => host.split('.').next(),
+            // After the service and the protocol.
+            Target::Service(name) => name.split('.').nth(2),
             Target::Address(_) => None,
             Target::Unix(path) => stem(path),
         };

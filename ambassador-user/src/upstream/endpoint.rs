@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::balance::{Source, rank};
 use super::dns::{Name, Names};
 use super::health::STEPS;
 use super::host::{At, Host, alternate_families};
+use super::lookup::Question;
 use crate::config;
 
 /// An endpoint in service.
@@ -28,14 +29,14 @@ pub struct Endpoint {
 #[derive(Debug)]
 enum Place {
     Host(Arc<Host>),
-    Name { name: Arc<Name>, port: u16, hosts: Mutex<Hosts> },
+    Name { name: Arc<Name>, port: Option<u16>, hosts: Mutex<Hosts> },
 }
 
 /// The hosts of a name: those that stay when it points elsewhere go on.
 #[derive(Debug, Clone, Default)]
 struct Hosts {
     /// The answer that they are made of.
-    answer: Arc<[IpAddr]>,
+    answer: Arc<[SocketAddr]>,
     all: Arc<[Arc<Host>]>,
 }
 
@@ -54,14 +55,18 @@ impl Endpoint {
             Some(Place::Host(host)) => Arc::clone(host),
             _ => Host::new(at),
         };
+        let mut name = |question, port| Place::Name {
+            name: names.get(question, upstream.dns),
+            port,
+            hosts: Mutex::new(before.map(|before| before.known_hosts()).unwrap_or_default()),
+        };
         let place = match &meant.target {
             config::Target::Address(address) => Place::Host(host(At::Tcp(*address))),
             config::Target::Unix(path) => Place::Host(host(At::Unix(path.clone()))),
-            config::Target::Name { host, port } => Place::Name {
-                name: names.get(host, upstream.dns),
-                port: *port,
-                hosts: Mutex::new(before.map(|before| before.known_hosts()).unwrap_or_default()),
-            },
+            config::Target::Name { host, port } => {
+                name(Question::Host(Arc::clone(host)), Some(*port))
+            }
+            config::Target::Service(service) => name(Question::Service(Arc::clone(service)), None),
         };
         Self {
             label: meant.target.to_string().into(),
@@ -182,13 +187,14 @@ pub fn order_for(source: &Source, hosts: &mut [Arc<Host>]) {
 }
 
 impl Hosts {
-    fn follow(&mut self, answer: &Arc<[IpAddr]>, port: u16) {
+    /// Makes them of this answer, with their own ports unless there is one for all.
+    fn follow(&mut self, answer: &Arc<[SocketAddr]>, port: Option<u16>) {
         if self.answer == *answer {
             return;
         }
         let known = |at: &At| self.all.iter().find(|host| host.at == *at).cloned();
-        let all = answer.iter().map(|ip| {
-            let at = At::Tcp(SocketAddr::new(*ip, port));
+        let all = answer.iter().map(|it| {
+            let at = At::Tcp(SocketAddr::new(it.ip(), port.unwrap_or(it.port())));
             known(&at).unwrap_or_else(|| Host::new(at))
         });
         self.all = all.collect();

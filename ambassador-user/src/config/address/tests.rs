@@ -31,6 +31,9 @@ fn an_endpoint_is_a_name_an_address_or_a_socket() {
         ("db:5432", name("db", 5432), None),
         ("db.prod.svc.:5432:7", name("db.prod.svc.", 5432), Some(7)),
         ("_pg.3com-x:1", name("_pg.3com-x", 1), None),
+        ("srv:5432:7", name("srv", 5432), Some(7)),
+        ("srv:_pg._tcp.db.svc.", Target::Service("_pg._tcp.db.svc.".into()), None),
+        ("srv:_pg._tcp.db.svc:7", Target::Service("_pg._tcp.db.svc".into()), Some(7)),
         ("10.0.0.7:80:1000", address("10.0.0.7:80"), Some(1000)),
         ("[fd00::1]:80:3", address("[fd00::1]:80"), Some(3)),
         ("[fe80::1%2]:80", address("[fe80::1%2]:80"), None),
@@ -49,6 +52,12 @@ fn a_bad_endpoint_is_refused_with_what_to_write_instead() {
         ("db", "add :PORT"),
         (":5432", "write HOST:PORT"),
         ("db:0", "1 to 65535"),
+        ("srv:db.svc", "write srv:_SERVICE._tcp.NAME"),
+        ("srv:_pg._tcp", "write srv:_SERVICE._tcp.NAME"),
+        ("srv:_pg.tcp.db", "write srv:_SERVICE._tcp.NAME"),
+        ("srv:_pg._tcp.d b", "without spaces"),
+        ("srv:_pg._tcp.db:0", "1 to 1000"),
+        ("srv:", "write HOST:PORT"),
         ("db:+80", "1 to 65535"),
         ("db:080", "1 to 65535"),
         ("db:65536", "1 to 65535"),
@@ -121,6 +130,8 @@ pub(crate) fn any_target() -> impl Strategy<Value = Target> {
         (name, port.clone()).prop_map(|(host, port)| Target::Name { host: host.into(), port }),
         (any::<IpAddr>(), port).prop_map(|(ip, port)| Target::Address(SocketAddr::new(ip, port))),
         any_path().prop_map(Target::Unix),
+        "_[a-z]{1,9}\\._[a-z]{1,5}(\\.[a-z][a-z0-9]{0,10}){1,4}\\.?"
+            .prop_map(|name| Target::Service(name.into())),
     ]
 }
 

@@ -12,11 +12,14 @@ use hickory_proto::rr::RecordType;
 use ambassador_tests::address::Address;
 use ambassador_tests::ambassador::{Ambassador, Launch};
 use ambassador_tests::echo::{Echo, greeted};
+use ambassador_tests::place::Place;
 use ambassador_tests::pod;
 use ambassador_tests::pod::Pod;
 use ambassador_tests::server::dnsmasq::Dnsmasq;
 use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns, address, alias};
 use ambassador_tests::wait::until_true;
+
+mod services;
 
 const NAME: &str = "service.test";
 /// A connection that waits for nobody takes no longer, on a busy machine too.
@@ -33,15 +36,16 @@ struct Scene {
 impl Scene {
     /// With a server that knows this, and what is said of the upstream.
     fn new(pod: Pod, script: impl Fn(&ScriptedDns) -> Result<()>, upstream: &str) -> Result<Self> {
-        Self::with(pod, script, upstream, "")
+        Self::with(pod, script, upstream, "", Launch::new)
     }
 
-    /// The same, with more lines of the configuration.
+    /// The same, with more lines of the configuration, launched so.
     fn with(
         pod: Pod,
         script: impl Fn(&ScriptedDns) -> Result<()>,
         upstream: &str,
         more: &str,
+        launch: impl FnOnce(&Place) -> Result<Launch>,
     ) -> Result<Self> {
         let dns = ScriptedDns::start(&pod.upstream)?;
         script(&dns)?;
@@ -54,7 +58,7 @@ routes: [{{ name: named, listen: '{route}', upstream: many }}]
 upstreams: {{ many: {{ {upstream} }} }}
 "
         );
-        let ambassador = Launch::new(&place)?.config(&config)?.start()?;
+        let ambassador = launch(&place)?.config(&config)?.start()?;
         Ok(Self { pod, dns, ambassador, route })
     }
 
@@ -334,7 +338,7 @@ fn names_of_a_profile_that_is_not_in_force_are_never_asked_for() -> Result<()> {
         dns.knows(NAME, 0, &[ONE.into()])
     };
     let environment = "environment: { from: ['file:/nowhere'], default: dev }";
-    let scene = Scene::with(pod, script, &upstream, environment)?;
+    let scene = Scene::with(pod, script, &upstream, environment, Launch::new)?;
     scene.reaches("1")?;
     scene.ambassador.command(&["reload"])?.success()?;
     scene.is_asked(NAME, 2)?;

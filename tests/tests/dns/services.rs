@@ -1,0 +1,153 @@
+//! Endpoints that are services: where SRV records lead, by their ports, and never past those of the lowest
+//! priority while there are any.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use hickory_proto::rr::{Record, RecordType};
+
+use ambassador_tests::ambassador::Launch;
+use ambassador_tests::echo::Echo;
+use ambassador_tests::place::Place;
+use ambassador_tests::pod::Pod;
+use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns, address, service};
+use ambassador_tests::wait::until_true;
+use ambassador_tests::{needs, pod};
+
+use crate::{ONE, Scene, TWO, echo};
+
+const SERVICE: &str = "_redis._tcp.cache.test";
+const UPSTREAM: &str =
+    "endpoints: 'srv:_redis._tcp.cache.test', dns: { min_ttl: 200ms, max_ttl: 400ms }";
+
+/// A server by each of these targets and priorities, all at ports of their own.
+struct Servers {
+    records: Vec<Record>,
+    _echos: Vec<Echo>,
+}
+
+impl Servers {
+    fn start(pod: &Pod, all: &[(&'static str, u16, Ipv4Addr)]) -> Result<Self> {
+        let (mut records, mut echos) = (Vec::new(), Vec::new());
+        for (greeting, priority, ip) in all {
+            let port = pod.inside.port()?;
+            echos.push(echo(pod, *ip, port, greeting)?);
+            records.push(service(SERVICE, 0, *priority, port, &target(greeting))?);
+        }
+        Ok(Self { records, _echos: echos })
+    }
+
+    /// Has the service lead to the first so many of them.
+    fn are_told(&self, dns: &ScriptedDns, count: usize) {
+        dns.says(SERVICE, RecordType::SRV, Reply::Records(self.records[..count].to_vec()));
+    }
+}
+
+fn target(greeting: &str) -> String {
+    format!("{greeting}.cache.test.")
+}
+
+fn name(greeting: &str) -> String {
+    target(greeting).trim_end_matches('.').to_owned()
+}
+
+/// Waits until connections take turns at exactly these.
+fn takes_turns(scene: &Scene, wanted: &[&str]) -> Result<()> {
+    let wanted: BTreeSet<_> = wanted.iter().map(|it| (*it).to_owned()).collect();
+    until_true(&format!("{wanted:?}"), || {
+        let reached: Result<BTreeSet<_>> =
+            (0..2 * wanted.len()).map(|_| scene.greeting()).collect();
+        Ok(reached.is_ok_and(|reached| reached == wanted))
+    })
+}
+
+fn lowest_first(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> Result<()> {
+    let servers = Servers::start(&pod, &[("a", 1, ONE), ("b", 1, TWO), ("c", 2, ONE)])?;
+    let script = |dns: &ScriptedDns| {
+        servers.are_told(dns, 3);
+        dns.knows(&name("a"), 0, &[ONE.into()])?;
+        dns.knows(&name("b"), 0, &[TWO.into()])?;
+        dns.knows(&name("c"), 0, &[ONE.into()])
+    };
+    let scene = Scene::with(pod, script, UPSTREAM, "", launch)?;
+    takes_turns(&scene, &["a", "b"])?;
+    // One that is known no more leaves the other; without both, the next priority has its turn.
+    for (gone, left) in [("a", "b"), ("b", "c")] {
+        for kind in [RecordType::A, RecordType::AAAA] {
+            scene.dns.says(&name(gone), kind, Reply::NoSuchName);
+        }
+        takes_turns(&scene, &[left])?;
+    }
+    scene.dns.knows(&name("a"), 0, &[ONE.into()])?;
+    takes_turns(&scene, &["a"])?;
+    let known = scene.known()?;
+    ensure!(known.starts_with("127.0.1.1:") && !known.contains(' '), "{known}");
+    Ok(())
+}
+
+#[test]
+fn only_the_lowest_priority_is_used_while_it_leads_anywhere() -> Result<()> {
+    lowest_first(pod!(), |place| Ok(Launch::new(place)?.flag("--tier", "splice")))
+}
+
+#[test]
+fn the_same_is_so_in_the_kernel() -> Result<()> {
+    needs!(Direct);
+    lowest_first(pod!(), |place| Launch::new(&place.with_bpffs()?)?.in_kernel("direct"))
+}
+
+#[test]
+fn a_service_is_followed_and_its_last_good_targets_stay() -> Result<()> {
+    let pod = pod!();
+    let servers = Servers::start(&pod, &[("a", 1, ONE), ("b", 1, ONE)])?;
+    // Their addresses stand beside the answer, and nobody knows them otherwise.
+    let beside = ["a", "b"].map(|it| address(&target(it), 0, ONE.into()));
+    let beside = beside.into_iter().collect::<Result<Vec<_>>>()?;
+    let leads_to = |dns: &ScriptedDns, records: &[Record]| {
+        dns.says(SERVICE, RecordType::SRV, Reply::Beside(records.to_vec(), beside.clone()));
+    };
+    let script = |dns: &ScriptedDns| {
+        leads_to(dns, &servers.records[..1]);
+        Ok(())
+    };
+    let scene = Scene::new(pod, script, UPSTREAM)?;
+    takes_turns(&scene, &["a"])?;
+    leads_to(&scene.dns, &servers.records);
+    takes_turns(&scene, &["a", "b"])?;
+    leads_to(&scene.dns, &servers.records[1..]);
+    takes_turns(&scene, &["b"])?;
+    // The root says that there is no such service.
+    let nowhere = vec![service(SERVICE, 0, 1, 1, ".")?];
+    for reply in [Reply::NoSuchName, Reply::Failure, Reply::Records(nowhere)] {
+        scene.dns.says(SERVICE, RecordType::SRV, reply);
+        scene.is_asked(SERVICE, 2)?;
+        scene.reaches_at_once("b")?;
+    }
+    ensure!(scene.dns.asked(&name("a")) == 0, "what stood beside the answer was asked for");
+    leads_to(&scene.dns, &servers.records[..1]);
+    takes_turns(&scene, &["a"])
+}
+
+#[test]
+fn a_service_makes_no_burst_of_questions() -> Result<()> {
+    let pod = pod!();
+    let servers = Servers::start(&pod, &[("a", 1, ONE)])?;
+    let script = |dns: &ScriptedDns| {
+        servers.are_told(dns, 1);
+        dns.knows(&name("a"), 0, &[ONE.into()])
+    };
+    let scene = Scene::new(pod, script, UPSTREAM)?;
+    scene.reaches("a")?;
+    let asked = || (scene.dns.asked(SERVICE), scene.dns.asked(&name("a")));
+    let (begun, before) = (Instant::now(), asked());
+    while begun.elapsed() < Duration::from_secs(1) {
+        scene.reaches_at_once("a")?;
+    }
+    let (after, most) = (asked(), begun.elapsed().as_millis() as usize / 200 + 1);
+    let (services, targets) = (after.0 - before.0, after.1 - before.1);
+    ensure!((2..=most).contains(&services), "{services} questions, and {most} at most");
+    ensure!(targets <= 2 * most, "{targets} questions for the target");
+    Ok(())
+}
