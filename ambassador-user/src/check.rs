@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use crate::cli::ConfigArgs;
 use crate::config::{
     self, Acceleration, Admin, Balance, Clients, Config, Connect, Control, Dns, Drain, Eject,
-    Endpoint, Environment, Listen, Policy, Profile, Resolved, Route, TierLimit, Upstream,
+    Endpoint, Environment, Health, Listen, OnUnhealthy, Policy, Profile, Resolved, Route,
+    TierLimit, Upstream,
 };
 
 /// Prints what the configuration means, with `file` in place of that of the flags if it is given.
@@ -113,7 +114,8 @@ fn settings(config: &Config) -> Vec<Row> {
 
 fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
     let Route { name: _, listen, socket_mode, upstream, max_connections, idle_timeout, .. } = route;
-    let Upstream { name, endpoints, balance, connect, dns, health: _, eject } = &**upstream;
+    let Upstream { name, endpoints, balance, connect, dns, health, eject, on_unhealthy } =
+        &**upstream;
     let default = Policy::default();
     let mut rows = Vec::new();
     for listen in listen {
@@ -155,6 +157,20 @@ fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
         Row::setting("dns.max_ttl", max_ttl, &dns.max_ttl, time),
         Row::setting("dns.stale", stale, &dns.stale, bool::to_string),
     ]);
+    match health {
+        None => rows.push(Row::new("  health", "none", "")),
+        Some(Health { ask, interval, timeout, fall, rise, slow_start }) => {
+            let default = Health::of(ask.clone());
+            rows.extend([
+                Row::new("  health.check", ask, ""),
+                Row::setting("health.interval", interval, &default.interval, time),
+                Row::setting("health.timeout", timeout, &default.timeout, time),
+                Row::setting("health.fall", fall, &default.fall, number),
+                Row::setting("health.rise", rise, &default.rise, number),
+                Row::setting("health.slow_start", slow_start, &default.slow_start, time),
+            ]);
+        }
+    }
     let default = Eject::default();
     match eject {
         None => rows.push(Row::new("  eject", "none", "")),
@@ -171,6 +187,8 @@ fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
             ]);
         }
     }
+    let default = OnUnhealthy::default();
+    rows.push(Row::setting("on_unhealthy", on_unhealthy, &default, OnUnhealthy::to_string));
     rows
 }
 
@@ -229,9 +247,11 @@ route                           a                                               
   dns.min_ttl                   1s                                              default
   dns.max_ttl                   30s                                             default
   dns.stale                     true                                            default
+  health                        none
   eject.consecutive_failures    5                                               default
   eject.for                     5s                                              default
   eject.max_percent             50                                              default
+  on_unhealthy                  keep                                            default
 ";
         assert_eq!(Meaning(&resolved).to_string(), expected);
     }

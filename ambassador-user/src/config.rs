@@ -188,6 +188,7 @@ pub struct Upstream {
     pub health: Option<Health>,
     /// `None`: whatever becomes of connections, no host is taken out for it.
     pub eject: Option<Eject>,
+    pub on_unhealthy: OnUnhealthy,
 }
 
 /// One place a service is reached at.
@@ -240,9 +241,21 @@ pub struct Connect {
     pub hold: Duration,
 }
 
+/// What becomes of connections to a host that is not healthy any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnUnhealthy {
+    /// They may still work, and an app notices when they do not.
+    #[default]
+    Keep,
+    /// They are reset, so that the app connects anew at once.
+    Close,
+}
+
 /// How it is found out whether hosts work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
+    /// What a host is asked, once it is connected to.
+    pub ask: Ask,
     /// Between two checks of a host, a tenth more or less.
     pub interval: Duration,
     /// For one check.
@@ -327,6 +340,20 @@ impl Default for Connect {
             timeout: Duration::from_secs(2),
             attempts: const { NonZeroU32::new(3).unwrap() },
             hold: Duration::ZERO,
+        }
+    }
+}
+
+impl Health {
+    /// This check, and all else by default.
+    pub fn of(ask: Ask) -> Self {
+        Self {
+            ask,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(1),
+            fall: const { NonZeroU32::new(3).unwrap() },
+            rise: const { NonZeroU32::new(2).unwrap() },
+            slow_start: Duration::ZERO,
         }
     }
 }

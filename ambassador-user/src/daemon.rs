@@ -12,7 +12,7 @@ use tracing::{error, info};
 
 use crate::admin::{control, http};
 use crate::cli::Source;
-use crate::config::{Admin, Config, Control, Listen, Resolved, Tier};
+use crate::config::{Admin, Config, Control, Listen, OnUnhealthy, Resolved, Tier};
 use crate::datapath::kernel::{self, Kernel};
 use crate::direct::Direct;
 use crate::drain;
@@ -26,6 +26,7 @@ use crate::reload::triggers::Triggers;
 use crate::reload::{Loaded, Reloader, allow_open_files};
 use crate::room::Ladders;
 use crate::service::Service;
+use crate::sockets::destroy::Destroyer;
 use crate::telemetry::{LogLevel, Telemetry};
 use crate::tending::Tending;
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING, SOCKMAP_IS_NOTICED};
@@ -41,6 +42,7 @@ struct Ground {
     resolved: Resolved,
     ladders: Ladders,
     kernel: Option<Kernel>,
+    destroyer: Option<Destroyer>,
     routes: Bindings,
     http: Option<Bound>,
     control: Option<Bound>,
@@ -51,7 +53,9 @@ pub fn run(source: Source, resolved: Resolved, telemetry: &Telemetry) -> Result<
     let config = &resolved.config;
     config.profile.iter().for_each(|profile| info!("{profile}"));
     let kernel = open_kernel(config);
-    let ladder = Ladder::probe(kernel_tiers(&kernel));
+    let destroyer = start_destroyer(config, kernel.is_ok());
+    let no_end = destroyer.as_ref().err().cloned();
+    let ladder = Ladder::probe(Ladder { no_end, ..kernel_tiers(&kernel) });
     let kernel = kernel.ok();
     let room = kernel.as_ref().map_or(0, |kernel| kernel.tables.room());
     let ladders = Ladders::new(ladder, room);
@@ -73,7 +77,8 @@ pub fn run(source: Source, resolved: Resolved, telemetry: &Telemetry) -> Result<
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build().context("start the runtime")?;
-    let ground = Ground { source, resolved, ladders, kernel, routes, http, control };
+    let destroyer = destroyer.ok();
+    let ground = Ground { source, resolved, ladders, kernel, destroyer, routes, http, control };
     let code = runtime.block_on(serve(ground, telemetry.level()));
     // A lookup may be under way; nobody waits for it.
     runtime.shutdown_background();
@@ -95,6 +100,19 @@ fn open_kernel(config: &Config) -> Result<Kernel, String> {
         info!("the kernel tiers are not used: {obstacle}");
         obstacle.to_string()
     })
+}
+
+/// Whoever ends connections that the kernel has made, if a route wants that; or why there is nobody.
+fn start_destroyer(config: &Config, kernel: bool) -> Result<Destroyer, String> {
+    let wants = |route: &crate::config::Route| route.upstream.on_unhealthy == OnUnhealthy::Close;
+    if !kernel || !config.routes.iter().any(wants) {
+        return Err(
+            "no route that the ambassador began with had it, and it has given up CAP_NET_ADMIN, \
+                    which ends connections: restart it"
+                .to_owned(),
+        );
+    }
+    Destroyer::start().map_err(|error| format!("{error:#}"))
 }
 
 /// What of the kernel tiers works with that.
@@ -133,7 +151,7 @@ fn bind_control(admin: &Admin) -> Result<Option<Bound>> {
 }
 
 async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
-    let Ground { source, resolved, ladders, kernel, routes, http, control } = ground;
+    let Ground { source, resolved, ladders, kernel, destroyer, routes, http, control } = ground;
     let (orders, given_orders) = mpsc::channel(4);
     let mut stops = Stops::new(given_orders)?;
     let (mut triggers, reload) = Triggers::new(source.file())?;
@@ -146,7 +164,7 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
         Some(Kernel { tables, ends, sockmap, messages, hold, .. }) => {
             messages.map(|messages| tokio::spawn(messages.pass_on()));
             let stale_after = config.acceleration.stale_after;
-            let direct = Direct::start(tables, ends, names.changes(), stale_after, &metrics)
+            let direct = Direct::start(tables, ends, destroyer, stale_after, &metrics)
                 .context("take over the kernel's tables")?;
             (Some(direct), sockmap.ok().map(Arc::new), Some(hold))
         }
@@ -160,6 +178,7 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
         refusal: None,
     };
     let service = Arc::new(Service::new(direct, sockmap.clone(), metrics, drain.clone(), loaded));
+    tokio::spawn(Arc::clone(&service).follow_hosts(names.changes()));
     let shared = Shared {
         connections: Arc::clone(&service.connections),
         shortcuts: sockmap.map(|sockmap| sockmap as Arc<dyn Shortcuts>),

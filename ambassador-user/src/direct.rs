@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
@@ -21,6 +20,7 @@ use crate::config::Tier;
 use crate::datapath::tables::{self, Ends, MISS_REASONS, Plan, Tables, route_id};
 use crate::metrics::Metrics;
 use crate::route::Route;
+use crate::sockets::destroy::Destroyer;
 use crate::throttle::Throttle;
 use crate::upstream::Endpoint;
 pub use records::OpenConnection;
@@ -40,6 +40,7 @@ const MISSES: [&str; MISS_REASONS as usize] = ["bound", "no_target", "no_room"];
 pub struct Direct {
     state: Mutex<State>,
     stale_after: Option<Duration>,
+    destroyer: Option<Destroyer>,
     unreachable: Throttle,
     /// By [`MISSES`].
     missed: [Counter; MISSES.len()],
@@ -77,7 +78,7 @@ impl Direct {
     pub fn start(
         mut tables: Tables,
         ends: Ends,
-        changes: watch::Receiver<()>,
+        destroyer: Option<Destroyer>,
         stale_after: Option<Duration>,
         metrics: &Metrics,
     ) -> Result<Arc<Self>> {
@@ -101,10 +102,11 @@ impl Direct {
         let direct = Arc::new(Self {
             state: Mutex::new(state),
             stale_after,
+            destroyer,
             unreachable: Throttle::default(),
             missed: MISSES.map(|reason| metrics.direct_missed(reason)),
         });
-        tokio::spawn(Arc::clone(&direct).keep_true(changes));
+        tokio::spawn(Arc::clone(&direct).keep_fresh());
         tokio::spawn(Arc::clone(&direct).record(ends));
         Ok(direct)
     }
@@ -173,23 +175,29 @@ impl Direct {
         self.state().tables.close()
     }
 
-    /// Keeps the tables true and fresh.
-    async fn keep_true(self: Arc<Self>, mut changes: watch::Receiver<()>) {
+    /// Ends connections to hosts that are not good any more, on routes that want it so.
+    pub fn leave_lost_hosts(&self) {
+        if let Some(destroyer) = &self.destroyer {
+            let lost = self.lost();
+            if !lost.is_empty() {
+                info!(connections = lost.len(), "ended: they lead to hosts that are lost");
+                destroyer.end(lost);
+            }
+        }
+    }
+
+    /// Keeps the tables fresh.
+    async fn keep_fresh(self: Arc<Self>) {
         let every = self.stale_after.map_or(Duration::from_secs(60), |time| time / RENEWALS);
         let mut renewal = interval(every);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                _ = renewal.tick() => {
-                    let mut state = self.state();
-                    if let Err(error) = state.tables.renew_if_open(self.stale_after) {
-                        warn!("cannot keep the kernel's tables fresh: {error:#}");
-                    }
-                    state.forget_retired();
-                }
-                // Without any name there is nothing that could change.
-                Ok(()) = changes.changed() => self.update(),
+            renewal.tick().await;
+            let mut state = self.state();
+            if let Err(error) = state.tables.renew_if_open(self.stale_after) {
+                warn!("cannot keep the kernel's tables fresh: {error:#}");
             }
+            state.forget_retired();
         }
     }
 

@@ -30,19 +30,7 @@ pub fn drop_all(uses_maps: bool) -> Result<()> {
         needed.insert(NEEDED_FOR_MAPS);
     }
     let dropped = &held - &needed;
-    // The bounding set limits what an exec could regain; changing it takes a capability itself.
-    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
-        for capability in &dropped {
-            caps::drop(None, CapSet::Bounding, *capability)
-                .with_context(|| format!("drop {capability} from the bounding set"))?;
-        }
-    }
-    for set in [CapSet::Ambient, CapSet::Inheritable] {
-        caps::clear(None, set).with_context(|| format!("clear the {set:?} capabilities"))?;
-    }
-    for set in [CapSet::Effective, CapSet::Permitted] {
-        caps::set(None, set, &needed).with_context(|| format!("set the {set:?} capabilities"))?;
-    }
+    narrow(&dropped, &needed)?;
     no_new_privileges().context("set no_new_privs")?;
     info!(
         uid = effective_user(),
@@ -51,6 +39,31 @@ pub fn drop_all(uses_maps: bool) -> Result<()> {
         dropped = %list(&dropped),
         "privileges"
     );
+    Ok(())
+}
+
+/// Drops everything but one capability, for this thread alone.
+pub fn keep_only(needed: Capability) -> Result<()> {
+    let held = caps::read(None, CapSet::Permitted).context("read the capabilities")?;
+    let needed = CapsHashSet::from([needed]);
+    narrow(&(&held - &needed), &needed)?;
+    no_new_privileges().context("set no_new_privs")
+}
+
+fn narrow(dropped: &CapsHashSet, needed: &CapsHashSet) -> Result<()> {
+    // The bounding set limits what an exec could regain; changing it takes a capability itself.
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
+        for capability in dropped {
+            caps::drop(None, CapSet::Bounding, *capability)
+                .with_context(|| format!("drop {capability} from the bounding set"))?;
+        }
+    }
+    for set in [CapSet::Ambient, CapSet::Inheritable] {
+        caps::clear(None, set).with_context(|| format!("clear the {set:?} capabilities"))?;
+    }
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, needed).with_context(|| format!("set the {set:?} capabilities"))?;
+    }
     Ok(())
 }
 

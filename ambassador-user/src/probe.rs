@@ -38,6 +38,7 @@ pub fn probe(target: Target, ask: &Ask, timeout: Duration) -> Result<()> {
         dns: config::Dns::default(),
         health: None,
         eject: None,
+        on_unhealthy: config::OnUnhealthy::default(),
     };
     let upstream = Upstream::new(&Arc::new(upstream), None, &mut names);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

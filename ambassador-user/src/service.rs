@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use tokio::sync::watch;
+use tracing::info;
 
 use crate::config::{Tier, TierLimit};
 use crate::datapath::sockmap::{Enrol, Sockmap};
@@ -149,6 +151,21 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Puts in force what becomes known of hosts: where they are, and whether they are good.
+    pub async fn follow_hosts(self: Arc<Self>, mut changes: watch::Receiver<()>) {
+        while changes.changed().await.is_ok() {
+            // First, so that whoever is sent away does not come back to the same host.
+            if let Some(direct) = &self.direct {
+                direct.update();
+                direct.leave_lost_hosts();
+            }
+            let lost = self.connections.leave_lost_hosts();
+            if lost > 0 {
+                info!(connections = lost, "reset: they lead to hosts that are lost");
+            }
+        }
     }
 
     /// Brings all figures up to date.

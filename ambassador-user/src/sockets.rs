@@ -4,6 +4,8 @@
 //! messages would make vectors of every socket; what is needed of them is six numbers, read in place.
 #![forbid(unsafe_code)]
 
+pub mod destroy;
+
 use std::io::{self, ErrorKind, Read};
 use std::mem::offset_of;
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
 //! Finds out how hosts are: one task for each upstream of which one could be taken out.
 //!
+//! Where checks are configured, each host is asked again and again, whatever becomes of connections.
 //! A host that connections speak against is tried by ourselves, so that it is soon clear whether it fails;
 //! one that has been taken out is tried before connections go there again.
 
@@ -11,12 +12,15 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::proxy::connect::{self, As};
-use crate::upstream::Upstream;
 use crate::upstream::health::STEPS;
 use crate::upstream::host::Host;
+use crate::upstream::{Endpoint, Upstream};
+use crate::{config, probe};
 
 /// Between two tries of a host that connections speak against.
 const DOUBT: Duration = Duration::from_millis(200);
+/// Within so long the first check begins.
+const FIRST: Duration = Duration::from_secs(1);
 /// Between two tries of a host while none is good.
 const URGENT: Duration = Duration::from_millis(500);
 
@@ -58,20 +62,75 @@ impl Tending {
 async fn look_after(upstream: Arc<Upstream>) {
     let mut changes = upstream.changes();
     let mut tries = JoinSet::new();
+    let mut checks = Checks::default();
+    let checked = upstream.meant().health.is_some();
     let step = upstream.slow_start() / STEPS;
     loop {
         for host in upstream.take_troubled() {
             tries.spawn(find_out(Arc::clone(&upstream), Tended(host)));
         }
+        checks.follow(&upstream);
         let warming =
             !step.is_zero() && upstream.hosts().iter().any(|it| upstream.share(it) < STEPS);
         tokio::select! {
             () = upstream.trouble.notified() => {}
             Some(_) = tries.join_next() => {}
             () = sleep(step), if warming => upstream.shares_have_changed(),
-            Ok(()) = changes.changed(), if !step.is_zero() => {}
+            Ok(()) = changes.changed(), if checked => {}
         }
     }
+}
+
+/// Those who ask the hosts of an upstream, by their hosts.
+#[derive(Default)]
+struct Checks {
+    tasks: JoinSet<()>,
+    of: HashMap<usize, (Arc<Host>, AbortHandle)>,
+}
+
+impl Checks {
+    /// Has the hosts checked that there are now, and no others.
+    fn follow(&mut self, upstream: &Arc<Upstream>) {
+        let Some(rules) = &upstream.meant().health else { return };
+        let mut before = std::mem::take(&mut self.of);
+        for endpoint in upstream.endpoints() {
+            for host in endpoint.hosts().iter() {
+                let key = Arc::as_ptr(host).addr();
+                let checked = before.remove(&key).unwrap_or_else(|| {
+                    let (upstream, endpoint) = (Arc::clone(upstream), Arc::clone(endpoint));
+                    let check = check(upstream, endpoint, Arc::clone(host), rules.clone());
+                    (Arc::clone(host), self.tasks.spawn(check))
+                });
+                self.of.insert(key, checked);
+            }
+        }
+        before.into_values().for_each(|(_, task)| task.abort());
+        while self.tasks.try_join_next().is_some() {}
+    }
+}
+
+/// Checks a host again and again, at a time of its own.
+async fn check(
+    upstream: Arc<Upstream>,
+    endpoint: Arc<Endpoint>,
+    host: Arc<Host>,
+    rules: config::Health,
+) {
+    sleep(rules.interval.min(FIRST).mul_f64(fastrand::f64())).await;
+    loop {
+        let found = timeout(rules.timeout, ask(&rules.ask, &endpoint, &host)).await;
+        let found = found.unwrap_or_else(|_elapsed| {
+            Err(format!("no answer within {}", humantime::format_duration(rules.timeout)))
+        });
+        upstream.checked(&host, &rules, found);
+        sleep(rules.interval.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+    }
+}
+
+async fn ask(ask: &config::Ask, endpoint: &Endpoint, host: &Host) -> Result<(), String> {
+    let connected = connect::to(host, &As::Ambassador(None)).await;
+    let socket = connected.map_err(|error| format!("connect: {error}"))?;
+    probe::answers(ask, endpoint.label(), socket).await.map_err(|error| format!("{error:#}"))
 }
 
 /// A host that somebody finds out about.
@@ -109,7 +168,7 @@ async fn find_out(upstream: Arc<Upstream>, tended: Tended) {
     }
 }
 
-/// Connects, and says why that fails.
+/// Connects, and says why that fails. Whether it answers well is for checks to say.
 async fn attempt(upstream: &Upstream, host: &Host) -> Result<(), String> {
     match timeout(upstream.connect.timeout, connect::to(host, &As::Ambassador(None))).await {
         Ok(reached) => reached.map(drop).map_err(|error| error.to_string()),

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Clients, Listen, Target, Tier, TierLimit};
+use crate::config::{self, Clients, Listen, OnUnhealthy, Target, Tier, TierLimit};
 use crate::proxy::splice;
 
 /// The exit code that says so (EX_NOPERM of sysexits.h).
@@ -25,6 +25,8 @@ pub struct Ladder {
     /// Why `sockmap` is not taken for routes that do not ask for it.
     pub no_sockmap_unasked: Option<String>,
     pub no_splice: Option<String>,
+    /// Why connections that the kernel made cannot be ended here.
+    pub no_end: Option<String>,
 }
 
 /// The tier of a route.
@@ -87,6 +89,11 @@ impl Ladder {
         let mut fits = |tier: Tier| {
             let reason = if limit.allows(tier) {
                 let unfit = unfit(route, tier).map(str::to_owned);
+                let no_end = self.no_end.as_ref().filter(|_| {
+                    tier == Tier::Direct && route.upstream.on_unhealthy == OnUnhealthy::Close
+                });
+                let unfit =
+                    unfit.or_else(|| no_end.map(|why| format!("on_unhealthy: close: {why}")));
                 let unasked = (tier == Tier::Sockmap && !asked)
                     .then(|| self.no_sockmap_unasked.clone())
                     .flatten();

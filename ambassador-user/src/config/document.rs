@@ -23,9 +23,6 @@ use super::resolve::{Resolved, resolve};
 /// The largest file that is read.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Keys that the design has and this release has not.
-const LATER: [&str; 1] = ["health"];
-
 /// The text of a configuration file.
 pub(crate) struct Document {
     file: Arc<Path>,
@@ -233,9 +230,6 @@ fn toml_problem(message: &str) -> Problem {
 }
 
 fn unknown_key(key: &str, known: &[&str]) -> Problem {
-    if LATER.contains(&key) {
-        return Problem::new(format!("the key {} is not in this release", quote(key)), "remove it");
-    }
     let what = format!("unknown key {}", quote(key));
     match nearest(key, known.iter().copied()) {
         Some(near) => Problem::slip(what, near),

@@ -207,6 +207,19 @@ impl FromStr for CheckText {
     }
 }
 
+/// What it is, without its options.
+impl fmt::Display for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp => f.write_str("tcp"),
+            Self::Redis(_) => f.write_str("redis"),
+            Self::Postgres(_) => f.write_str("postgres"),
+            Self::Mysql => f.write_str("mysql"),
+            Self::Http(ask) => write!(f, "http:{}", ask.path),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for CheckText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(CheckVisitor)

@@ -8,8 +8,8 @@ use super::listeners::Listeners;
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::{
-    Acceleration, Admin, Config, Connect, Control, Dns, Drain, Eject, InFlight, Route, TierLimit,
-    Upstream,
+    Acceleration, Admin, Config, Connect, Control, Dns, Drain, Eject, InFlight, OnUnhealthy, Route,
+    TierLimit, Upstream,
 };
 
 /// A configuration, and how it came about.
@@ -203,6 +203,7 @@ impl Draft {
                 dns: Dns::default(),
                 health: None,
                 eject: Some(Eject::default()),
+                on_unhealthy: OnUnhealthy::default(),
             }),
         };
         Ok(Route {

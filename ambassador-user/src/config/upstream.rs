@@ -6,12 +6,13 @@ use std::num::NonZeroU16;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::health::CheckText;
 use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::profile::{EndpointList, Reached};
 use super::text::{OrNone, Text};
 use super::value::{Count, Within};
-use super::{Balance, Connect, Dns, Eject, Endpoint, Upstream};
+use super::{Balance, Connect, Dns, Eject, Endpoint, Health, OnUnhealthy, Upstream};
 
 /// A service and how to reach it.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -35,9 +36,15 @@ pub(super) struct UpstreamEntry {
     connect: ConnectText,
     #[serde(default)]
     dns: DnsText,
+    /// How it is found out whether hosts work, or none: nobody asks.
+    health: Option<OrNone<HealthText>>,
     /// When a host is taken out because of what became of connections, or none. A host is tried again
     /// before connections go there; the last good one is never taken out.
     eject: Option<OrNone<EjectText>>,
+    /// What becomes of connections to an address that is not healthy any more: close resets them, so that
+    /// apps connect anew at once.
+    #[schemars(extend("default" = "keep"))]
+    on_unhealthy: Option<Text<OnUnhealthy>>,
 }
 
 /// How a connection to the service is tried.
@@ -78,6 +85,31 @@ struct DnsText {
     /// Keep the last good addresses while DNS fails.
     #[schemars(extend("default" = true))]
     stale: Option<bool>,
+}
+
+/// How it is found out whether hosts work: each is asked by itself, and gets connections while it is up.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping with keys such as check and interval")]
+#[schemars(rename = "health")]
+struct HealthText {
+    /// What a host is asked: tcp (whether it accepts a connection), redis, postgres, mysql, http or
+    /// http:/PATH; or one of redis, postgres and http with options; or none.
+    check: CheckText,
+    /// Between two checks of a host, a tenth more or less.
+    #[schemars(extend("default" = "5s"))]
+    interval: Option<Text<Within<100, 3_600_000>>>,
+    /// For one check.
+    #[schemars(extend("default" = "1s"))]
+    timeout: Option<Text<Within<10, 300_000>>>,
+    /// Checks in a row that fail until a host is down; the very first one is believed at once.
+    #[schemars(extend("default" = 3))]
+    fall: Option<Text<Count<1, 100>>>,
+    /// Checks in a row that pass until it is up again.
+    #[schemars(extend("default" = 2))]
+    rise: Option<Text<Count<1, 100>>>,
+    /// For how long a host that is back gets less than its share, rising; where shares decide.
+    #[schemars(extend("default" = "0s"))]
+    slow_start: Option<Text<Within<0, 3_600_000>>>,
 }
 
 /// When a host is taken out because of what became of connections.
@@ -137,11 +169,26 @@ impl UpstreamEntry {
             balance,
             connect,
             dns: self.dns.meaning(place)?,
-            health: None,
+            health: self.health.and_then(|OrNone(health)| health?.meaning()),
             eject: match self.eject {
                 None => Some(Eject::default()),
                 Some(OrNone(eject)) => eject.map(EjectText::meaning),
             },
+            on_unhealthy: self.on_unhealthy.map_or_else(OnUnhealthy::default, |it| it.0),
+        })
+    }
+}
+
+impl HealthText {
+    fn meaning(self) -> Option<Health> {
+        let default = Health::of(self.check.0?);
+        Some(Health {
+            interval: self.interval.map_or(default.interval, |time| time.0.0),
+            timeout: self.timeout.map_or(default.timeout, |time| time.0.0),
+            fall: self.fall.map_or(default.fall, |count| count.0.0),
+            rise: self.rise.map_or(default.rise, |count| count.0.0),
+            slow_start: self.slow_start.map_or(default.slow_start, |time| time.0.0),
+            ask: default.ask,
         })
     }
 }

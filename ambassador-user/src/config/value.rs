@@ -12,7 +12,7 @@ use schemars::{Schema, json_schema};
 use super::address::{ListenText, decimal, unix_path};
 use super::problem::{Problem, nearest, quote};
 use super::text::Written;
-use super::{Balance, Tier, TierLimit};
+use super::{Balance, OnUnhealthy, Tier, TierLimit};
 
 /// A duration of at least `MIN` and at most `MAX` milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -319,6 +319,31 @@ impl Written for Balance {
                 "source_hash",
             ],
         })
+    }
+}
+
+impl FromStr for OnUnhealthy {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        one_of(text, "choice", &[("keep", Self::Keep), ("close", Self::Close)], &[])
+    }
+}
+
+impl fmt::Display for OnUnhealthy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Keep => "keep",
+            Self::Close => "close",
+        })
+    }
+}
+
+impl Written for OnUnhealthy {
+    const EXPECTED: &'static str = "keep or close";
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "enum": ["keep", "close"] })
     }
 }
 

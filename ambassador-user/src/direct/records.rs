@@ -10,12 +10,13 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::Direct;
-use crate::config::Tier;
+use crate::config::{OnUnhealthy, Tier};
 use crate::datapath::tables::{
     self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET_BY_APP, RESET_BY_TARGET, from_kernel,
 };
 use crate::proxy::connection::Outcome;
 use crate::sockets;
+use crate::sockets::destroy::Connection;
 use crate::upstream::Upstream;
 
 /// How long ends are gathered before they are written down. The ring holds more than a node's worth of
@@ -52,6 +53,22 @@ impl Direct {
             })
         });
         known.collect()
+    }
+
+    /// Connections to hosts that are not good any more, on routes that do not want those.
+    pub(super) fn lost(&self) -> Vec<Connection> {
+        let state = self.state();
+        let open = state.tables.open().into_iter();
+        let lost = open.filter_map(|(cookie, flow)| {
+            let upstream = &state.route(flow.key.route)?.upstream;
+            let remote = from_kernel(flow.key.address);
+            let unwanted = upstream.meant().on_unhealthy == OnUnhealthy::Close;
+            let (_, host) =
+                upstream.host_at(remote).filter(|(_, host)| unwanted && !host.is_good())?;
+            debug!(route = %flow.key.route, host = %host.at, "a connection to a lost host");
+            Some(Connection { cookie, local: from_kernel(flow.local), remote })
+        });
+        lost.collect()
     }
 
     /// Brings the routes' figures up to date with connections that are open. Takes time by the number of

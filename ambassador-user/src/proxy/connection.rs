@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,11 @@ use super::relay::{Broken, Traffic, relay};
 use super::shortcut::{Prospect, Shortcuts};
 use super::socket::Socket;
 use super::splice::PipePool;
-use crate::config::Tier;
+use crate::config::{OnUnhealthy, Tier};
 use crate::metrics::TierMetrics;
 use crate::route::{Admission, Route};
 use crate::upstream::balance::Source;
+use crate::upstream::host::Host;
 
 /// Who connected.
 #[derive(Debug, Clone)]
@@ -46,6 +47,7 @@ pub enum Outcome {
     ConnectFailed,
     IdleTimeout,
     Cut,
+    HostLost,
 }
 
 /// What can be told of a live connection.
@@ -56,6 +58,10 @@ pub struct About {
     pub started: Instant,
     /// Unset while connecting.
     pub endpoint: OnceLock<Arc<str>>,
+    /// The same.
+    pub host: OnceLock<Arc<Host>>,
+    /// Whether it is ended because its host is.
+    lost: AtomicBool,
     pub traffic: Traffic,
     admission: Admission,
     /// What of `traffic` the route's counters already have.
@@ -85,6 +91,8 @@ impl Connections {
             peer,
             started: Instant::now(),
             endpoint: OnceLock::new(),
+            host: OnceLock::new(),
+            lost: AtomicBool::new(false),
             traffic: Traffic::default(),
             admission,
             settled: Mutex::default(),
@@ -163,6 +171,20 @@ impl Connections {
         }
     }
 
+    /// Resets those that lead to a host that is not good any more, on routes that want it so.
+    pub fn leave_lost_hosts(&self) -> usize {
+        let live = self.live();
+        let lost = live.values().filter(|(about, _)| {
+            about.route().meant().upstream.on_unhealthy == OnUnhealthy::Close
+                && about.host.get().is_some_and(|host| !host.is_good())
+        });
+        let lost = lost.inspect(|(about, task)| {
+            about.lost.store(true, Ordering::Relaxed);
+            task.abort();
+        });
+        lost.count()
+    }
+
     /// Resets all that are alive; [`Connections::ended`] tells when they are gone.
     pub fn cut(&self) -> usize {
         let live = self.live();
@@ -239,6 +261,7 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     };
     route.metrics.count_connect(about.age());
     // Set once, here.
+    let _ = about.host.set(Arc::clone(&host));
     let _ = about.endpoint.set(Arc::clone(lease.endpoint().label()));
 
     record.outcome = match pair.relay(&means, &about).await {
@@ -320,6 +343,9 @@ impl Drop for Record {
     fn drop(&mut self) {
         let about = &self.about;
         about.settle();
+        if self.outcome == Outcome::Cut && about.lost.load(Ordering::Relaxed) {
+            self.outcome = Outcome::HostLost;
+        }
         let route = about.route();
         let endpoint = about.endpoint.get().map_or("", |label| label);
         about.metrics().ended(endpoint, self.outcome.name());
@@ -362,6 +388,7 @@ impl Outcome {
             Self::ConnectFailed => "connect_failed",
             Self::IdleTimeout => "idle_timeout",
             Self::Cut => "cut",
+            Self::HostLost => "host_lost",
         }
     }
 }

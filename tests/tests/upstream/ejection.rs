@@ -123,7 +123,7 @@ fn a_connection_is_held_until_an_endpoint_can_be_reached() -> Result<()> {
 }
 
 /// Waits until an endpoint is taken for healthy, or for not.
-fn until_is(ambassador: &Ambassador, endpoint: &Address, healthy: bool) -> Result<()> {
+pub(crate) fn until_is(ambassador: &Ambassador, endpoint: &Address, healthy: bool) -> Result<()> {
     until(&format!("{endpoint} being healthy: {healthy}"), Duration::from_secs(15), || {
         let endpoints = endpoints_of(ambassador)?;
         let it = endpoints.iter().find(|it| it["endpoint"] == endpoint.to_string());
@@ -131,7 +131,7 @@ fn until_is(ambassador: &Ambassador, endpoint: &Address, healthy: bool) -> Resul
     })
 }
 
-fn endpoints_of(ambassador: &Ambassador) -> Result<Vec<Value>> {
+pub(crate) fn endpoints_of(ambassador: &Ambassador) -> Result<Vec<Value>> {
     let status = ambassador.status()?;
     Ok(status["routes"][0]["endpoints"].as_array().context("find the endpoints")?.clone())
 }

@@ -2,6 +2,7 @@
 
 mod balance;
 mod ejection;
+mod health;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -65,12 +65,12 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "balance: failover",
             "health: {}",
-            "c.yaml:29:5: upstreams.orders-db.health: the key \"health\" is not in this release; remove it",
+            "c.yaml:30:13: upstreams.orders-db.health: the key \"check\" is missing; add check",
         ),
         (
             "balance: failover",
             "balance: source_hsh",
-            "c.yaml:29:14: upstreams.orders-db.balance: \"source_hsh\" is not a balance, did you mean \"source_hash\"?",
+            "c.yaml:30:14: upstreams.orders-db.balance: \"source_hsh\" is not a balance, did you mean \"source_hash\"?",
         ),
         (
             "protocol: tcp",
@@ -101,7 +101,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "attempts: 3",
             "attempts: many",
-            "c.yaml:30:39: upstreams.orders-db.connect.attempts: \"many\" is not a whole number; write 1 to 100",
+            "c.yaml:31:39: upstreams.orders-db.connect.attempts: \"many\" is not a whole number; write 1 to 100",
         ),
         (
             "cgroup: /sys/fs/cgroup/pod",
@@ -141,7 +141,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "timeout: 2s",
             "timeout: 6m",
-            "c.yaml:30:25: upstreams.orders-db.connect.timeout: \"6m\" is out of bounds; write 1ms to 5m",
+            "c.yaml:31:25: upstreams.orders-db.connect.timeout: \"6m\" is out of bounds; write 1ms to 5m",
         ),
         (
             "0660",
@@ -157,7 +157,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "db-0.prod.svc:5432",
             "db-0.prod.svc",
-            "c.yaml:28:17: upstreams.orders-db.endpoints[0]: \"db-0.prod.svc\" has no port; add :PORT, such as db:5432",
+            "c.yaml:29:17: upstreams.orders-db.endpoints[0]: \"db-0.prod.svc\" has no port; add :PORT, such as db:5432",
         ),
         ("db-0.prod.svc:5432", "db-0.prod.svc:5432:0", "\"0\" is not a weight; write 1 to 1000"),
         (
@@ -201,7 +201,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "eject: { consecutive_failures: 5, for: 5s, max_percent: 50 }",
             "eject: off",
-            "c.yaml:32:5: upstreams.orders-db.eject: string \"off\" does not belong here; write a mapping, or none",
+            "c.yaml:40:5: upstreams.orders-db.eject: string \"off\" does not belong here; write a mapping, or none",
         ),
     ] {
         let error = yaml(with(EXAMPLE, old, new)).expect_err(new);

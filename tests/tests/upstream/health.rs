@@ -1,0 +1,151 @@
+//! Endpoints that are asked whether they work: what is down gets no connections, and may lose those it has; on
+//! every way.
+
+use std::time::Duration;
+
+use ambassador_tests::address::Address;
+use ambassador_tests::ambassador::Ambassador;
+use ambassador_tests::place::Place;
+use ambassador_tests::server::missing;
+use ambassador_tests::server::redis::Redis;
+use ambassador_tests::skip;
+use ambassador_tests::wait::until_true;
+use ambassador_tests::way::Way;
+use anyhow::{Context, Result, ensure};
+
+use crate::balanced_with;
+use crate::ejection::{endpoints_of, until_is};
+
+/// What is accepted by the kernel of a server that has stopped is ejected by nobody: only asking tells.
+const CHECKED: &str = "eject: none
+    health: { check: redis, interval: 100ms, timeout: 200ms, fall: 2, rise: 2 }";
+
+macro_rules! needs_redis {
+    () => {
+        if let Some(program) = missing(&["redis-server"]) {
+            skip!("{program} is not installed");
+        }
+    };
+}
+
+#[test]
+fn what_accepts_but_does_not_answer_gets_no_connections_until_it_does() -> Result<()> {
+    needs_redis!();
+    for way in Way::proxied()? {
+        let [first, second] = two_servers()?;
+        let (ambassador, route) = behind(way, [&first, &second], CHECKED)?;
+        ensure!(answering(&route)? == first.address.port(), "{way}");
+        first.process.signal(libc::SIGSTOP)?;
+        until_is(&ambassador, &first.address.into(), false).with_context(|| format!("{way}"))?;
+        for _ in 0..5 {
+            ensure!(answering(&route)? == second.address.port(), "{way}");
+        }
+        let told = endpoints_of(&ambassador)?[0]["hosts"][0]["health"].to_string();
+        ensure!(told.contains("down: no answer within 200ms"), "{way}: {told}");
+        first.process.signal(libc::SIGCONT)?;
+        until_is(&ambassador, &first.address.into(), true).with_context(|| format!("{way}"))?;
+        until_true("a return", || Ok(answering(&route)? == first.address.port()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_has_the_wrong_role_gets_no_connections() -> Result<()> {
+    needs_redis!();
+    let here = Place::here();
+    let master = Redis::start(&here)?;
+    let port = master.address.port().to_string();
+    let replica = Redis::start_with(&here, &["--replicaof", "127.0.0.1", &port])?;
+    let more = "health: { check: { redis: { role: master } }, interval: 100ms }";
+    for way in by_whom()? {
+        let (ambassador, route) = behind(way, [&replica, &master], more)?;
+        until_is(&ambassador, &replica.address.into(), false).with_context(|| format!("{way}"))?;
+        ensure!(answering(&route)? == master.address.port(), "{way}");
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_to_what_is_down_are_closed_where_that_is_wanted() -> Result<()> {
+    needs_redis!();
+    for way in Way::proxied()? {
+        let [first, second] = two_servers()?;
+        let more = format!("{CHECKED}\n    on_unhealthy: close");
+        let (ambassador, route) = behind(way, [&first, &second], &more)?;
+        let app = route.connect()?;
+        app.ask(b"PING\r\n", b"+PONG\r\n")?;
+        let told = ambassador.command(&["connections", "--json"])?.success()?;
+        ensure!(told.contains("\"tier\":\"direct\"") == (way == Way::Direct), "{way}: {told}");
+        first.process.signal(libc::SIGSTOP)?;
+        let error = app.notice_failure().with_context(|| format!("{way}"))?;
+        let expected = [libc::ECONNRESET, libc::ECONNABORTED];
+        ensure!(error.raw_os_error().is_some_and(|it| expected.contains(&it)), "{way}: {error}");
+        ensure!(answering(&route)? == second.address.port(), "{way}");
+        first.process.signal(libc::SIGCONT)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_to_what_is_down_stay_by_default() -> Result<()> {
+    needs_redis!();
+    for way in by_whom()? {
+        let [first, second] = two_servers()?;
+        let (ambassador, route) = behind(way, [&first, &second], CHECKED)?;
+        let app = route.connect()?;
+        app.ask(b"PING\r\n", b"+PONG\r\n")?;
+        first.process.signal(libc::SIGSTOP)?;
+        until_is(&ambassador, &first.address.into(), false).with_context(|| format!("{way}"))?;
+        first.process.signal(libc::SIGCONT)?;
+        app.ask(b"PING\r\n", b"+PONG\r\n").with_context(|| format!("{way}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn while_nothing_is_healthy_connections_fail_at_once() -> Result<()> {
+    needs_redis!();
+    for way in by_whom()? {
+        let [first, second] = two_servers()?;
+        let (ambassador, route) = behind(way, [&first, &second], CHECKED)?;
+        for redis in [&first, &second] {
+            redis.process.signal(libc::SIGSTOP)?;
+            until_is(&ambassador, &redis.address.into(), false)
+                .with_context(|| format!("{way}"))?;
+        }
+        route.connect()?.hear_close().with_context(|| format!("{way}"))?;
+        let log = ambassador.process.stderr();
+        ensure!(log.contains("down: no answer within 200ms"), "{way}: {log}");
+        second.process.signal(libc::SIGCONT)?;
+        until_is(&ambassador, &second.address.into(), true).with_context(|| format!("{way}"))?;
+        ensure!(answering(&route)? == second.address.port(), "{way}");
+        first.process.signal(libc::SIGCONT)?;
+    }
+    Ok(())
+}
+
+/// One way on which user space decides, and the one on which the kernel does.
+fn by_whom() -> Result<Vec<Way>> {
+    let decided = |way: &Way| matches!(way, Way::Splice | Way::Direct);
+    Ok(Way::proxied()?.into_iter().filter(decided).collect())
+}
+
+fn two_servers() -> Result<[Redis; 2]> {
+    let here = Place::here();
+    Ok([Redis::start(&here)?, Redis::start(&here)?])
+}
+
+fn behind(way: Way, servers: [&Redis; 2], more: &str) -> Result<(Ambassador, Address)> {
+    let servers = servers.map(|redis| Address::from(redis.address));
+    balanced_with(way, "failover", &[(&servers[0], 1), (&servers[1], 1)], more)
+}
+
+/// The port of whoever answers.
+fn answering(route: &Address) -> Result<u16> {
+    let app = route.connect()?;
+    let _ = app.socket().set_read_timeout(Some(Duration::from_secs(2)));
+    app.say(b"CONFIG GET port\r\n")?;
+    let head = app.hear(b"*2\r\n$4\r\nport\r\n$5\r\n".len())?;
+    ensure!(head.ends_with(b"$5\r\n"), "it said {}", head.escape_ascii());
+    String::from_utf8(app.hear(5)?)?.parse().context("read a port")
+}
