@@ -1,11 +1,11 @@
 //! Which of a route's addresses a connection gets, decided in the connect hook from its table.
 
 use ambassador_ebpf::direct::{
-    FAILOVER, LEAST_CONNECTIONS, RANDOM_TWO, ROUND_ROBIN, SLOTS, Slot, Table, Target,
+    FAILOVER, LEAST_CONNECTIONS, NO_LIMIT, RANDOM_TWO, ROUND_ROBIN, SLOTS, Slot, Table, Target,
 };
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 
-use crate::maps::TARGETS;
+use crate::maps::{CARRIED_TO, TARGETS};
 
 /// Slots that are looked at for one connection, so that connect(2) takes no longer with more of them (and
 /// the verifier, which follows every way through every turn of a loop, comes to its end soon). Of more,
@@ -111,8 +111,23 @@ fn load(slot: &Slot) -> u64 {
 #[inline(always)]
 fn is_fit(table: &Table, slot: &Slot, wish: &Wish) -> bool {
     slot.family & wish.families != 0
+        && !(table.spills == 1 && is_full(table, slot))
         && (table.last_resort == 1
             || state(slot).is_none_or(|it| it.suspect_until <= wish.now && !is_in_doubt(it, wish)))
+}
+
+/// Whether there are as many connections to it as may be.
+#[inline(always)]
+pub(crate) fn is_full(table: &Table, slot: &Slot) -> bool {
+    if table.limit_each == NO_LIMIT {
+        return false;
+    }
+    let key = &slot.key;
+    // SAFETY: an element that is deleted counts for nothing.
+    let carried = unsafe { CARRIED_TO.get(key) }.copied().unwrap_or_default();
+    let (active, pending) = state(slot).map_or((0, 0), |it| (it.active, it.pending));
+    active + u64::from(carried.active) >= u64::from(table.limit_each)
+        || pending + u64::from(carried.pending) >= u64::from(table.pending_limit_each)
 }
 
 /// Whether it may be gone, but is not known to.

@@ -3,7 +3,8 @@
 //! - programs: `cgroup/connect4`, `cgroup/connect6`, `cgroup/getpeername4`, `cgroup/getpeername6`,
 //!   attached to the pod's cgroup
 //! - kernel: 5.14 (with it user space can learn its namespace's cookie; the hooks are from 4.17 and 5.8)
-//! - maps: `SETTINGS`, `LISTENERS`, `ROUTES`, `CARRIED`, `TABLES` (read), `TARGETS` (make, count a turn),
+//! - maps: `SETTINGS`, `LISTENERS`, `ROUTES`, `CARRIED`, `CARRIED_TO`,
+//!   `TABLES` (read), `TARGETS` (make, count a turn),
 //!   `MISSES` (count), `REDIRECTED` (make, read, delete)
 //! - byte order: addresses and ports stay in network order throughout
 //! - on failure: the address is left as the app gave it, and the connection goes to the user-space
@@ -19,7 +20,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
-use crate::balance::{Wish, choose};
+use crate::balance::{Wish, choose, is_full};
 use crate::counter;
 use crate::maps::{CARRIED, LISTENERS, MISSES, REDIRECTED, ROUTES, SETTINGS, TABLES, TARGETS};
 
@@ -150,9 +151,11 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
     let table = table(*route).ok_or(Miss::NoTarget)?;
     let of_route = state(&TargetKey::of_route(table.route)).ok_or(Miss::NoRoom)?;
     // SAFETY: elements of routes stay while their tables are in force, and until hooks that saw those have ended.
-    let Target { active, chosen: turn, .. } = unsafe { *of_route };
-    let carried = CARRIED.get(*route).map_or(0, |&carried| u64::from(carried));
-    if active + carried >= u64::from(table.limit) {
+    let Target { active, pending, chosen: turn, .. } = unsafe { *of_route };
+    let carried = CARRIED.get(*route).copied().unwrap_or_default();
+    if active + u64::from(carried.active) >= u64::from(table.limit)
+        || pending + u64::from(carried.pending) >= u64::from(table.pending_limit)
+    {
         return Err(Miss::NoTarget);
     }
     let families = match ipv6 {
@@ -161,6 +164,9 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
         true => IPV6,
     };
     let slot = choose(table, &Wish { families, now, turn }).ok_or(Miss::NoTarget)?;
+    if is_full(table, slot) {
+        return Err(Miss::NoTarget);
+    }
     // Made now, because the lifecycle only counts in what is there.
     state(&slot.key).ok_or(Miss::NoRoom)?;
     let mut flow = Flow {
@@ -221,8 +227,15 @@ fn state(key: &TargetKey) -> Option<*mut Target> {
     if let Some(known) = TARGETS.get_ptr_mut(key) {
         return Some(known);
     }
-    let new =
-        Target { active: 0, chosen: 0, suspect_until: 0, untold: 0, doubt_until: 0, survived: 0 };
+    let new = Target {
+        active: 0,
+        chosen: 0,
+        suspect_until: 0,
+        untold: 0,
+        doubt_until: 0,
+        survived: 0,
+        pending: 0,
+    };
     // Another CPU may have been faster.
     let _: Result<(), i32> = TARGETS.insert(key, new, BPF_NOEXIST.into());
     TARGETS.get_ptr_mut(key)

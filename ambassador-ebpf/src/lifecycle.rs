@@ -68,8 +68,7 @@ fn begin(ctx: &SockOpsContext) -> Option<()> {
     // Without its end it must not be counted as open.
     ctx.set_cb_flags(flags.cast_signed()).ok()?;
     flow.counted = 1;
-    count_active(&flow.key, 1);
-    count_active(&TargetKey::of_route(flow.key.route), 1);
+    count(flow, 1, 1);
     Some(())
 }
 
@@ -78,6 +77,9 @@ fn establish(ctx: &SockOpsContext) -> Option<()> {
     let flow = flow(ctx)?;
     // SAFETY: takes nothing.
     flow.established = unsafe { bpf_ktime_get_boot_ns() };
+    if flow.counted == 1 {
+        count(flow, 0, -1);
+    }
     flow.local = local(ctx)?;
     if let Some(target) = TARGETS.get_ptr_mut(flow.key) {
         clear(target);
@@ -115,8 +117,7 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
         return None;
     }
     flow.counted = 0;
-    count_active(&flow.key, -1);
-    count_active(&TargetKey::of_route(flow.key.route), -1);
+    count(flow, -1, if flow.established == 0 { -1 } else { 0 });
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let _: Result<(), i32> = OPEN.remove(cookie);
@@ -248,12 +249,17 @@ fn clear(target: *mut Target) {
     }
 }
 
+/// Counts a connection, for its address and for its route.
 #[inline(always)]
-fn count_active(key: &TargetKey, count: i64) {
-    if let Some(target) = TARGETS.get_ptr_mut(key) {
-        let target: *mut Target = target;
-        // SAFETY: a field of a live element.
-        counter::add(unsafe { &raw mut (*target).active }, count);
+fn count(flow: &Flow, active: i64, pending: i64) {
+    for key in [flow.key, TargetKey::of_route(flow.key.route)] {
+        if let Some(target) = TARGETS.get_ptr_mut(key) {
+            let target: *mut Target = target;
+            // SAFETY: a field of a live element.
+            counter::add(unsafe { &raw mut (*target).active }, active);
+            // SAFETY: see above.
+            counter::add(unsafe { &raw mut (*target).pending }, pending);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ pub(crate) mod sockmap;
 
 use ambassador_ebpf::Address;
 use ambassador_ebpf::direct::{
-    Flow, MISS_REASONS, MOST_ROUTES, Settings, Table, Target, TargetKey,
+    Carried, Flow, MISS_REASONS, MOST_ROUTES, Settings, Table, Target, TargetKey,
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
@@ -27,7 +27,12 @@ pub(crate) static ROUTES: Array<u32> = Array::with_max_entries(MOST_ROUTES, 0);
 
 /// Written by user space; read by the connect hooks. Nobody deletes.
 #[map]
-pub(crate) static CARRIED: Array<u32> = Array::with_max_entries(MOST_ROUTES, 0);
+pub(crate) static CARRIED: Array<Carried> = Array::with_max_entries(MOST_ROUTES, 0);
+
+/// Written and deleted by user space; read by the connect hooks.
+#[map]
+pub(crate) static CARRIED_TO: HashMap<TargetKey, Carried> =
+    HashMap::with_max_entries(16 * 1024, BPF_F_NO_PREALLOC);
 
 /// Written by user space while not in force; read by the connect hooks. Nobody deletes. User space
 /// makes it as large as its routes need.

@@ -130,8 +130,22 @@ fn route_rows(route: &Route, tier: TierLimit) -> Vec<Row> {
         rows.push(Row::setting("socket_mode", socket_mode, &default.socket_mode, octal));
     }
     let number = |number: &_| format!("{number}");
+    let limit = |limit: &Option<_>| limit.map_or("none".to_owned(), |it| number(&it));
     rows.extend([
         Row::setting("max_connections", max_connections, &default.max_connections, number),
+        Row::setting("max_pending", &route.max_pending, &default.max_pending, limit),
+        Row::setting(
+            "per_endpoint.max_connections",
+            &route.per_endpoint.connections,
+            &default.per_endpoint.connections,
+            limit,
+        ),
+        Row::setting(
+            "per_endpoint.max_pending",
+            &route.per_endpoint.pending,
+            &default.per_endpoint.pending,
+            limit,
+        ),
         Row::setting("idle_timeout", idle_timeout, &default.idle_timeout, |idle| {
             idle.as_ref().map_or("none".to_owned(), time)
         }),
@@ -234,6 +248,9 @@ route                           a                                               
   listen                        unix:/run/a.sock
   socket_mode                   0666                                            default
   max_connections               10000                                           default
+  max_pending                   none                                            default
+  per_endpoint.max_connections  none                                            default
+  per_endpoint.max_pending      none                                            default
   idle_timeout                  5s
   tier                          auto                                            default
   clients                       any                                             default

@@ -22,6 +22,7 @@ mod listeners;
 mod name;
 mod problem;
 mod profile;
+mod resilience;
 mod resolve;
 mod shorthand;
 mod text;
@@ -34,6 +35,7 @@ pub use health::{
     RedisLogin, Role, Statuses,
 };
 pub use problem::{ConfigError, Problem, Warning};
+pub use resilience::{Eject, Health, Limits, OnUnhealthy};
 pub use resolve::Resolved;
 
 pub(crate) use acceleration::InstanceText;
@@ -159,6 +161,9 @@ pub struct Route {
     pub socket_mode: u32,
     pub upstream: Arc<Upstream>,
     pub max_connections: NonZeroU32,
+    /// Most connections that are on their way to the upstream; `None`: as many as may be open.
+    pub max_pending: Option<NonZeroU32>,
+    pub per_endpoint: Limits,
     /// `None`: none, as a direct connection has none.
     pub idle_timeout: Option<Duration>,
     pub tier: TierLimit,
@@ -241,44 +246,6 @@ pub struct Connect {
     pub hold: Duration,
 }
 
-/// What becomes of connections to a host that is not healthy any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnUnhealthy {
-    /// They may still work, and an app notices when they do not.
-    #[default]
-    Keep,
-    /// They are reset, so that the app connects anew at once.
-    Close,
-}
-
-/// How it is found out whether hosts work.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// What a host is asked, once it is connected to.
-    pub ask: Ask,
-    /// Between two checks of a host, a tenth more or less.
-    pub interval: Duration,
-    /// For one check.
-    pub timeout: Duration,
-    /// Checks in a row that fail until a host is down.
-    pub fall: NonZeroU32,
-    /// Checks in a row that pass until it is up again.
-    pub rise: NonZeroU32,
-    /// For how long a host that is back does not get its full share.
-    pub slow_start: Duration,
-}
-
-/// When a host is taken out because of what became of connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Eject {
-    /// Connects that failed, or connections that were reset before they brought a byte, in a row.
-    pub consecutive_failures: NonZeroU32,
-    /// For how long at first; longer when it happens again.
-    pub lasting: Duration,
-    /// Of an upstream's hosts, at most so many are out at a time; one always stays.
-    pub max_percent: u8,
-}
-
 /// How long an answer of DNS is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dns {
@@ -340,30 +307,6 @@ impl Default for Connect {
             timeout: Duration::from_secs(2),
             attempts: const { NonZeroU32::new(3).unwrap() },
             hold: Duration::ZERO,
-        }
-    }
-}
-
-impl Health {
-    /// This check, and all else by default.
-    pub fn of(ask: Ask) -> Self {
-        Self {
-            ask,
-            interval: Duration::from_secs(5),
-            timeout: Duration::from_secs(1),
-            fall: const { NonZeroU32::new(3).unwrap() },
-            rise: const { NonZeroU32::new(2).unwrap() },
-            slow_start: Duration::ZERO,
-        }
-    }
-}
-
-impl Default for Eject {
-    fn default() -> Self {
-        Self {
-            consecutive_failures: const { NonZeroU32::new(5).unwrap() },
-            lasting: Duration::from_secs(5),
-            max_percent: 50,
         }
     }
 }

@@ -7,7 +7,6 @@ mod slots;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,12 +16,14 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::config::Tier;
-use crate::datapath::tables::{self, Ends, MISS_REASONS, Plan, Tables, route_id};
+use crate::datapath::tables::{self, Carried, Ends, MISS_REASONS, Plan, Tables, Target, route_id};
 use crate::metrics::Metrics;
 use crate::route::Route;
 use crate::sockets::destroy::Destroyer;
 use crate::throttle::Throttle;
 use crate::upstream::Endpoint;
+use crate::upstream::circuit::Counts;
+use crate::upstream::host::At;
 pub use records::OpenConnection;
 use records::live_figures;
 use slots::Slots;
@@ -137,7 +138,15 @@ impl Direct {
         }
         let direct = Arc::downgrade(self);
         route.count_past_us(move |ours| {
-            direct.upgrade().map_or(0, |direct| direct.exchange_counts(id, ours))
+            let direct = direct.upgrade();
+            direct.map(|direct| direct.exchange_counts(id, ours)).unwrap_or_default()
+        });
+        let direct = Arc::downgrade(self);
+        route.count_past_us_by_address(move |at, ours| {
+            let (At::Tcp(address), Some(direct)) = (at, direct.upgrade()) else {
+                return Counts::default();
+            };
+            direct.exchange_counts_to(id, *address, ours)
         });
     }
 
@@ -202,15 +211,24 @@ impl Direct {
     }
 
     /// Tells the kernel how many connections of a route are carried here, and gets how many are not.
-    fn exchange_counts(&self, route: u64, ours: &AtomicU32) -> u32 {
+    fn exchange_counts(&self, route: u64, ours: &dyn Fn() -> Counts) -> Counts {
         let mut state = self.state();
         // Read while nobody else tells it, so that the newest number is told last.
         if let Some(slot) = state.slots.of(route)
-            && let Err(error) = state.tables.carry(slot, ours.load(Ordering::Relaxed))
+            && let Err(error) = state.tables.carry(slot, to_kernel(ours()))
         {
             debug!("connections of both ways may exceed max_connections: {error:#}");
         }
-        state.active(route)
+        state.tables.route(route).map(|it| from_kernel(&it)).unwrap_or_default()
+    }
+
+    /// The same, of those to one address.
+    fn exchange_counts_to(&self, route: u64, address: SocketAddr, ours: Counts) -> Counts {
+        let mut state = self.state();
+        if let Err(error) = state.tables.carry_to(route, address, to_kernel(ours)) {
+            debug!("connections of both ways may exceed per_endpoint: {error:#}");
+        }
+        state.tables.target(route, address).map(|it| from_kernel(&it)).unwrap_or_default()
     }
 
     /// Connections of a route to an endpoint that are open.
@@ -257,7 +275,9 @@ impl State {
         });
         for slot in gone {
             must_wait = true;
-            if let Err(error) = tables.withdraw(slot).and_then(|()| tables.carry(slot, 0)) {
+            if let Err(error) =
+                tables.withdraw(slot).and_then(|()| tables.carry(slot, Carried::default()))
+            {
                 warn!("cannot take a route out of the kernel's tables: {error:#}");
             }
             let before = plans.remove(&slot).into_iter();
@@ -331,6 +351,15 @@ impl State {
             (counted.chosen > 0 && idle < TOLD) || !tables.forget_route(*id).unwrap_or(true)
         });
     }
+}
+
+fn to_kernel(ours: Counts) -> Carried {
+    Carried { active: ours.active, pending: ours.pending }
+}
+
+fn from_kernel(target: &Target) -> Counts {
+    let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
+    Counts { active: count(target.active), pending: count(target.pending) }
 }
 
 /// The routes that the kernel may carry, by their ids.

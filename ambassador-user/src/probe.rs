@@ -45,7 +45,7 @@ pub fn probe(target: Target, ask: &Ask, timeout: Duration) -> Result<()> {
     runtime.block_on(async {
         let deadline = Instant::now() + timeout;
         names.ask_for(std::iter::once(&*upstream));
-        let connected = connect(&upstream, &As::App, &Source::Pod).await?;
+        let connected = connect(&upstream, &As::App, &Source::Pod, None).await?;
         let label = connected.lease.endpoint().label();
         let answered = timeout_at(deadline, answers(ask, label, connected.socket)).await;
         answered

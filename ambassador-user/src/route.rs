@@ -7,7 +7,7 @@ mod standing;
 
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -17,6 +17,8 @@ use crate::metrics::RouteMetrics;
 use crate::throttle::Throttle;
 use crate::tier::{Choice, Ladder};
 use crate::upstream::Upstream;
+use crate::upstream::circuit::{Circuit, Counts};
+use crate::upstream::host::At;
 use standing::PastUs;
 pub use standing::{Standing, Standings};
 
@@ -35,6 +37,7 @@ pub struct Route {
     ladder: Arc<Ladder>,
     refused: Throttle,
     standing: Arc<Standing>,
+    circuit: Option<Circuit>,
 }
 
 /// A place in a route, given back when dropped.
@@ -43,6 +46,8 @@ pub struct Admission {
     route: Arc<Route>,
     /// What was in force when it was given.
     pub tier: Tier,
+    /// Whether it is still on its way.
+    pending: AtomicBool,
 }
 
 impl Route {
@@ -63,6 +68,7 @@ impl Route {
             meant: meant.clone(),
             ladder,
             refused: Throttle::default(),
+            circuit: Circuit::new(meant.per_endpoint, &standing.held),
             standing,
         })
     }
@@ -73,10 +79,26 @@ impl Route {
     }
 
     /// Has connections counted that do not come to us, by somebody who wants to know of ours. Set once.
-    pub fn count_past_us(&self, exchange: impl Fn(&AtomicU32) -> u32 + Send + Sync + 'static) {
+    pub fn count_past_us(
+        &self,
+        exchange: impl Fn(&dyn Fn() -> Counts) -> Counts + Send + Sync + 'static,
+    ) {
         let _ = self.standing.past_us.set(PastUs(Box::new(exchange)));
         // It may have connections already.
         self.standing.past_us();
+    }
+
+    /// The same, by address.
+    pub fn count_past_us_by_address(
+        &self,
+        exchange: impl Fn(&At, Counts) -> Counts + Send + Sync + 'static,
+    ) {
+        self.standing.held.count_past_us(exchange);
+    }
+
+    /// What limits connections to one address.
+    pub fn circuit(&self) -> Option<&Circuit> {
+        self.circuit.as_ref()
     }
 
     /// The tier in force, and why no higher one.
@@ -129,27 +151,30 @@ impl Route {
 
     /// A place for one more connection, or a refusal that is counted and, now and then, logged.
     pub fn admit(self: &Arc<Self>) -> Option<Admission> {
-        let limit = self.max_connections;
+        let (limit, pending) = (self.max_connections, self.meant.max_pending);
         let past_us = self.standing.past_us();
-        let place =
-            self.standing.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
-                (active.saturating_add(past_us) < limit).then_some(active + 1)
-            });
+        let is_open = |ours: Counts| ours.and(past_us).active < limit;
+        let is_calm = |ours: Counts| pending.is_none_or(|it| ours.and(past_us).pending < it.get());
         let tier = self.relay();
-        if place.is_err() {
+        if !self.standing.take_place(|ours| is_open(ours) && is_calm(ours)) {
             self.metrics.of(tier).ended("", "refused");
             if let Some(count) = self.refused.say_now() {
-                warn!(
-                    route = %self.name,
-                    refused = count,
-                    "refused: {limit} connections are open, which is the route's max_connections"
-                );
+                let why = match pending {
+                    Some(most) if is_open(self.standing.ours()) => format!(
+                        "{most} connections are on their way to the upstream, which is the route's \
+                         max_pending"
+                    ),
+                    _ => format!(
+                        "{limit} connections are open, which is the route's max_connections"
+                    ),
+                };
+                warn!(route = %self.name, refused = count, "refused: {why}");
             }
             return None;
         }
         self.standing.past_us();
         self.metrics.of(tier).active.inc();
-        Some(Admission { route: Arc::clone(self), tier })
+        Some(Admission { route: Arc::clone(self), tier, pending: AtomicBool::new(true) })
     }
 
     /// Connections that are open.
@@ -162,12 +187,23 @@ impl Admission {
     pub fn route(&self) -> &Arc<Route> {
         &self.route
     }
+
+    /// The upstream is reached.
+    pub fn arrived(&self) {
+        if self.pending.swap(false, Ordering::Relaxed) {
+            self.route.standing.arrived();
+            // Else only the next one would say so.
+            if self.route.meant.max_pending.is_some() {
+                self.route.standing.past_us();
+            }
+        }
+    }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
         let standing = &self.route.standing;
-        standing.active.fetch_sub(1, Ordering::Relaxed);
+        standing.give_back(*self.pending.get_mut());
         standing.past_us();
         standing.metrics.of(self.tier).active.dec();
     }

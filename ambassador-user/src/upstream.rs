@@ -1,6 +1,7 @@
 //! An upstream as it runs: its endpoints, where they are now, how they are, and how the next one is chosen.
 
 pub mod balance;
+pub mod circuit;
 pub mod dns;
 pub mod endpoint;
 pub mod health;
@@ -17,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::config;
 use balance::{Balancer, Field, Source};
+use circuit::Circuit;
 use dns::Names;
 pub use endpoint::{Endpoint, Lease};
 use health::{Fault, Health};
@@ -105,8 +107,13 @@ impl Upstream {
 
     /// The next endpoint for a connection that has `tried` some in vain; `None` when none is left that is
     /// good.
-    pub fn choose(&self, tried: &[usize], source: &Source) -> Option<(usize, Lease)> {
-        let field = Standing { upstream: self, tried, now: Instant::now() };
+    pub fn choose(
+        &self,
+        tried: &[usize],
+        source: &Source,
+        circuit: Option<&Circuit>,
+    ) -> Option<(usize, Lease)> {
+        let field = Standing { upstream: self, tried, circuit, now: Instant::now() };
         let index = self.balancer.choose(&field, source)?;
         Some((index, Lease::new(&self.endpoints[index])))
     }
@@ -119,7 +126,8 @@ impl Upstream {
     /// The endpoints of which each is taken only when those before it are not good, for those who cannot
     /// ask for every connection; `None` where that depends on more than their health.
     pub fn order(&self) -> Option<Vec<usize>> {
-        self.balancer.order(&Standing { upstream: self, tried: &[], now: Instant::now() })
+        let now = Instant::now();
+        self.balancer.order(&Standing { upstream: self, tried: &[], circuit: None, now })
     }
 
     /// What a host gets of its endpoint's weight, in [`health::STEPS`].
@@ -263,6 +271,7 @@ impl Upstream {
 struct Standing<'u> {
     upstream: &'u Upstream,
     tried: &'u [usize],
+    circuit: Option<&'u Circuit>,
     now: Instant,
 }
 
@@ -277,6 +286,13 @@ impl Field for Standing<'_> {
 
     fn is_good(&self, index: usize) -> bool {
         self.upstream.endpoints[index].is_good()
+    }
+
+    fn is_full(&self, index: usize) -> bool {
+        let Some(circuit) = self.circuit else { return false };
+        let hosts = self.upstream.endpoints[index].hosts();
+        let mut good = hosts.iter().filter(|host| host.is_good()).peekable();
+        good.peek().is_some() && good.all(|host| circuit.is_full(host))
     }
 
     fn weight(&self, index: usize) -> u64 {

@@ -250,7 +250,7 @@ fn full_maps_are_harmless() -> Result<()> {
     ambassador.end()?;
 
     let ambassador = scene.launch()?.in_kernel("direct")?.start()?;
-    scene.fill("TARGETS", 32, 48, 16 * 1024)?;
+    scene.fill("TARGETS", 32, 56, 16 * 1024)?;
     let client = greeted(&scene.route, 1)?;
     ensure!(tiers(&ambassador)? == ["splice"], "{:?}", tiers(&ambassador)?);
     drop(client);

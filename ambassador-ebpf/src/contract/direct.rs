@@ -22,8 +22,10 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const LISTENERS: &str = "LISTENERS";
 /// An array, by route: the index of the table in force, or [`NO_TABLE`].
 pub const ROUTES: &str = "ROUTES";
-/// An array, by route: how many of its connections user space carries. They count for its limit.
+/// An array of [`Carried`], by route: the connections that user space carries. They count for its limits.
 pub const CARRIED: &str = "CARRIED";
+/// A hash from [`TargetKey`] to [`Carried`]: the same by address, on routes that have limits for one.
+pub const CARRIED_TO: &str = "CARRIED_TO";
 /// An array of [`Table`]. Each route has two, `2 * route` and the next one; the one that is not in
 /// force is written, then put in force, so that no program ever reads a half-written table.
 pub const TABLES: &str = "TABLES";
@@ -115,10 +117,31 @@ pub struct Table {
     pub limit: u32,
     /// How many of the turns are in use; at least 1.
     pub round: u32,
+    /// Most connections being opened at a time.
+    pub pending_limit: u32,
+    /// Most connections to one address, and [`NO_LIMIT`] if it has no limits.
+    pub limit_each: u32,
+    /// Most connections being opened to one address.
+    pub pending_limit_each: u32,
+    /// 1: an address that is full is passed over. 0: its connections are refused.
+    pub spills: u32,
     /// All in use: after the last address comes the first one again.
     pub slots: [Slot; SLOTS],
     /// Indices of slots, each as often in a round as its weight wants.
     pub turns: [u8; TURNS],
+}
+
+/// In [`Table`]: as many as there can be.
+pub const NO_LIMIT: u32 = u32::MAX;
+
+/// Connections that user space carries. One word, so that both are of the same instant.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Those that are open or being opened.
+    pub active: u32,
+    /// Those that are being opened.
+    pub pending: u32,
 }
 
 /// One address a route leads to.
@@ -163,6 +186,8 @@ pub struct Target {
     pub doubt_until: u64,
     /// How often it did that and could be connected to afterwards.
     pub survived: u64,
+    /// Connections that are being opened.
+    pub pending: u64,
 }
 
 /// One redirected socket.
@@ -247,11 +272,12 @@ const _: () = {
     assert!(offset_of!(Settings, object) == 32);
     assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Slot>() == 40);
-    assert!(offset_of!(Table, slots) == 24);
-    assert!(offset_of!(Table, turns) == 24 + 40 * SLOTS);
-    assert!(size_of::<Table>() == 24 + 40 * SLOTS + TURNS);
+    assert!(offset_of!(Table, slots) == 40);
+    assert!(offset_of!(Table, turns) == 40 + 40 * SLOTS);
+    assert!(size_of::<Table>() == 40 + 40 * SLOTS + TURNS);
+    assert!(size_of::<Carried>() == 8);
     assert!(size_of::<TargetKey>() == 32);
-    assert!(size_of::<Target>() == 48);
+    assert!(size_of::<Target>() == 56);
     assert!(offset_of!(Flow, original) == 56);
     assert!(offset_of!(Flow, local) == 80);
     assert!(size_of::<Flow>() == 104);
@@ -265,6 +291,8 @@ mod pod {
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: see above.
     unsafe impl aya::Pod for super::Table {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for super::Carried {}
     // SAFETY: see above.
     unsafe impl aya::Pod for super::TargetKey {}
     // SAFETY: see above.

@@ -21,7 +21,7 @@ use super::profile::{self, EnvironmentText};
 use super::text::{OneOrMany, Text};
 use super::upstream::UpstreamEntry;
 use super::value::{ControlText, Count, HttpText, Protocol, RequireText, SocketMode, Within};
-use super::{Cgroup, Clients, TierLimit};
+use super::{Cgroup, Clients, Limits, TierLimit};
 
 const MAX_ROUTES: usize = 10_000;
 const MAX_LISTEN: usize = 100;
@@ -121,6 +121,10 @@ struct RouteEntry {
     /// Connections beyond this many are refused.
     #[schemars(extend("default" = 10_000))]
     max_connections: Option<Text<Count<1, 1_000_000>>>,
+    /// Connections beyond this many that are on their way to the upstream are refused.
+    max_pending: Option<Text<Count<1, 1_000_000>>>,
+    #[serde(default)]
+    per_endpoint: LimitsText,
     /// A connection that moves no byte for so long is closed; 0s is never.
     #[schemars(extend("default" = "0s"))]
     idle_timeout: Option<Text<Within<0, 86_400_000>>>,
@@ -134,6 +138,22 @@ struct RouteEntry {
     /// The file mode of this route's Unix sockets; the directory decides who reaches them.
     #[schemars(extend("default" = "0666"))]
     socket_mode: Option<Text<SocketMode>>,
+}
+
+/// What one address of the upstream gets of the route at a time. With more, failover and source_hash refuse;
+/// the others take another address.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a mapping with the keys max_connections and max_pending"
+)]
+#[schemars(rename = "per_endpoint")]
+struct LimitsText {
+    /// Most connections.
+    max_connections: Option<Text<Count<1, 1_000_000>>>,
+    /// Most connections that are on their way.
+    max_pending: Option<Text<Count<1, 1_000_000>>>,
 }
 
 /// The JSON Schema of the file, draft 2020-12.
@@ -236,6 +256,11 @@ impl RouteEntry {
         let policy = Policy {
             socket_mode: self.socket_mode.map_or(default.socket_mode, |mode| mode.0.0),
             max_connections: self.max_connections.map_or(default.max_connections, |most| most.0.0),
+            max_pending: self.max_pending.map(|most| most.0.0),
+            per_endpoint: Limits {
+                connections: self.per_endpoint.max_connections.map(|most| most.0.0),
+                pending: self.per_endpoint.max_pending.map(|most| most.0.0),
+            },
             idle_timeout: self.idle_timeout.map(|time| time.0.0).filter(|time| !time.is_zero()),
             tier: self.tier.map_or(default.tier, |tier| tier.0),
             clients: self.clients.map_or(default.clients, |clients| clients.0),

@@ -11,7 +11,7 @@ use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::shorthand::RouteText;
 use super::value::{ControlText, HttpText, RequireText, Within};
-use super::{Balance, Cgroup, Clients, Endpoint, Listen, Profile, TierLimit, Upstream};
+use super::{Balance, Cgroup, Clients, Endpoint, Limits, Listen, Profile, TierLimit, Upstream};
 
 /// The bounds of `drain.grace` and `drain.deadline`: none to an hour.
 pub(crate) type DrainTime = Within<0, 3_600_000>;
@@ -77,6 +77,8 @@ pub(crate) enum Service {
 pub(crate) struct Policy {
     pub(crate) socket_mode: u32,
     pub(crate) max_connections: NonZeroU32,
+    pub(crate) max_pending: Option<NonZeroU32>,
+    pub(crate) per_endpoint: Limits,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) tier: TierLimit,
     pub(crate) clients: Clients,
@@ -97,6 +99,8 @@ impl Default for Policy {
             // Apps in other containers run as other users; the directory is the boundary.
             socket_mode: 0o666,
             max_connections: const { NonZeroU32::new(10_000).unwrap() },
+            max_pending: None,
+            per_endpoint: Limits::default(),
             idle_timeout: None,
             tier: TierLimit::Auto,
             clients: Clients::Any,

@@ -212,6 +212,8 @@ impl Draft {
             socket_mode: self.policy.socket_mode,
             upstream,
             max_connections: self.policy.max_connections,
+            max_pending: self.policy.max_pending,
+            per_endpoint: self.policy.per_endpoint,
             idle_timeout: self.policy.idle_timeout,
             tier,
             clients: self.policy.clients,

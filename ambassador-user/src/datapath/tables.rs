@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use ambassador_ebpf::Address;
 use ambassador_ebpf::direct::{
-    CARRIED, ENDS, LISTENERS, MISSES, MOST_ROUTES, NO_TABLE, OPEN, ROUTES, SETTINGS, TABLES,
-    TARGETS, Table, TargetKey,
+    CARRIED, CARRIED_TO, ENDS, LISTENERS, MISSES, MOST_ROUTES, NO_TABLE, OPEN, ROUTES, SETTINGS,
+    TABLES, TARGETS, Table, TargetKey,
 };
 pub use ambassador_ebpf::direct::{
-    End, Flow, IN_ORDER, MISS_REASONS, NEVER_ESTABLISHED, RESET, RESET_BY_APP, RESET_BY_TARGET,
-    SLOTS, Settings, Target, route_id,
+    Carried, End, Flow, IN_ORDER, MISS_REASONS, NEVER_ESTABLISHED, NO_LIMIT, RESET, RESET_BY_APP,
+    RESET_BY_TARGET, SLOTS, Settings, Target, route_id,
 };
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
@@ -35,7 +35,8 @@ pub struct Tables {
     settings: Array<MapData, Settings>,
     listeners: HashMap<MapData, Address, u32>,
     routes: Array<MapData, u32>,
-    carried: Array<MapData, u32>,
+    carried: Array<MapData, Carried>,
+    carried_to: HashMap<MapData, TargetKey, Carried>,
     tables: Array<MapData, Table>,
     targets: HashMap<MapData, TargetKey, Target>,
     misses: Array<MapData, u64>,
@@ -59,6 +60,7 @@ impl Tables {
             listeners: maps.take(LISTENERS)?,
             routes: maps.take(ROUTES)?,
             carried: maps.take(CARRIED)?,
+            carried_to: maps.take(CARRIED_TO)?,
             tables: maps.take(TABLES)?,
             targets: maps.take(TARGETS)?,
             misses: maps.take(MISSES)?,
@@ -89,7 +91,11 @@ impl Tables {
         }
         for route in 0..self.room() {
             self.routes.set(route, NO_TABLE, 0).context("take a route out of force")?;
-            self.carry(route, 0)?;
+            self.carry(route, Carried::default())?;
+        }
+        let old = self.carried_to.keys().collect::<Result<Vec<_>, _>>();
+        for key in old.context("list addresses")? {
+            self.carried_to.remove(&key).context("forget an address")?;
         }
         for (address, route) in listeners {
             self.lead(*address, *route)?;
@@ -141,9 +147,22 @@ impl Tables {
         self.routes.set(route, NO_TABLE, 0).context("take a route out of force")
     }
 
-    /// This many of a route's connections are carried in user space.
-    pub fn carry(&mut self, route: u32, connections: u32) -> Result<()> {
+    /// These of a route's connections are carried in user space.
+    pub fn carry(&mut self, route: u32, connections: Carried) -> Result<()> {
         self.carried.set(route, connections, 0).context("tell how many connections are carried")
+    }
+
+    /// The same, of those to one address.
+    pub fn carry_to(&mut self, route: u64, address: SocketAddr, ours: Carried) -> Result<()> {
+        let key = TargetKey { route, address: to_kernel(address), reserved: 0 };
+        let told = match ours {
+            Carried { active: 0, .. } => match self.carried_to.remove(&key) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                removed => removed,
+            },
+            ours => self.carried_to.insert(key, ours, 0),
+        };
+        told.context("tell how many connections to an address are carried")
     }
 
     /// Everything holds for this long from now, or until it is closed.

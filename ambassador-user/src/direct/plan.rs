@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 
 use crate::config::{Balance, Listen};
-use crate::datapath::tables::{Plan, Policy, SLOTS};
+use crate::datapath::tables::{NO_LIMIT, Plan, Policy, SLOTS};
 use crate::route::Route;
 use crate::upstream::balance::Source;
 use crate::upstream::endpoint::order_for;
@@ -37,6 +38,8 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
     });
     let endpoints: Vec<_> = endpoints.filter(|(_, addresses)| !addresses.is_empty()).collect();
     let targets = shares(&endpoints);
+    let meant = route.meant();
+    let limit = |limit: Option<NonZeroU32>| limit.map_or(NO_LIMIT, NonZeroU32::get);
     Plan {
         route: id,
         policy: match balance {
@@ -46,6 +49,9 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
             Balance::RandomTwo => Policy::RandomTwo,
         },
         limit: route.max_connections,
+        pending_limit: limit(meant.max_pending),
+        limit_each: limit(meant.per_endpoint.connections),
+        pending_limit_each: limit(meant.per_endpoint.pending),
         preferred: match balance {
             Balance::SourceHash => 1,
             _ => endpoints.first().map_or(0, |(_, addresses)| addresses.len()),

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::shortcut::Shortcuts;
 use super::socket::{Family, Socket, tune_tcp};
 use crate::upstream::balance::Source;
+use crate::upstream::circuit::{Circuit, Full, Place};
 use crate::upstream::host::{At, Host};
 use crate::upstream::{Lease, Upstream};
 
@@ -30,6 +31,8 @@ pub struct Connected {
     pub socket: Socket,
     pub lease: Lease,
     pub host: Arc<Host>,
+    /// Where the route limits what a host gets.
+    pub place: Option<Place>,
 }
 
 /// Who connects.
@@ -41,130 +44,155 @@ pub enum As {
     App,
 }
 
-/// Tries until the upstream is reached, or `hold` is over.
-pub async fn connect(upstream: &Upstream, who: &As, source: &Source) -> Result<Connected> {
+/// One connection that wants to reach an upstream.
+struct Attempts<'a> {
+    upstream: &'a Upstream,
+    who: &'a As,
+    source: &'a Source,
+    circuit: Option<&'a Circuit>,
+}
+
+/// Tries until the upstream is reached, or `hold` is over. The error is [`Full`] if nobody could be asked.
+pub async fn connect(
+    upstream: &Upstream,
+    who: &As,
+    source: &Source,
+    circuit: Option<&Circuit>,
+) -> Result<Connected> {
+    let attempts = Attempts { upstream, who, source, circuit };
     let give_up = Instant::now() + upstream.connect.hold;
     loop {
         let mut changes = upstream.changes();
-        let failure = match connect_once(upstream, who, source).await {
+        let failure = match attempts.go_round().await {
             Ok(connected) => return Ok(connected),
             Err(failure) => failure,
         };
-        if Instant::now() >= give_up {
+        // What is full is refused at once.
+        if Instant::now() >= give_up || failure.is::<Full>() {
             return Err(failure);
         }
         tokio::select! {
-            // Without any name there is nobody who would tell.
             Ok(()) = changes.changed() => {}
             () = sleep_until(give_up.min(Instant::now() + AGAIN)) => {}
         }
     }
 }
 
-/// Tries endpoints as the upstream's policy orders them: each at most once, at most `attempts` of
-/// them, each within `timeout`.
-async fn connect_once(upstream: &Upstream, who: &As, source: &Source) -> Result<Connected> {
-    let mut tried = Vec::new();
-    let mut failures = Vec::new();
-    for _ in 0..upstream.connect.attempts.get() {
-        let Some((index, lease)) = upstream.choose(&tried, source) else { break };
-        let deadline = Instant::now() + upstream.connect.timeout;
-        let mut asked = Vec::new();
-        let reached = reach(upstream, &lease, who, source, &mut asked);
-        match timeout_at(deadline, reached).await.unwrap_or_else(|_elapsed| {
-            let silence = upstream.connect.timeout;
-            let why = format!("no answer within {}", humantime::format_duration(silence));
-            asked.iter().for_each(|host| upstream.unreached(host, &why));
-            Err(anyhow!(why))
-        }) {
-            Ok((socket, host)) => {
-                upstream.reached(&host);
-                return Ok(Connected { socket, lease, host });
-            }
-            Err(error) => {
-                failures.push(format!("{}: {error:#}", lease.endpoint().label()));
-                tried.push(index);
+impl Attempts<'_> {
+    /// Tries endpoints as the upstream's policy orders them: each at most once, at most `attempts` of
+    /// them, each within `timeout`.
+    async fn go_round(&self) -> Result<Connected> {
+        let upstream = self.upstream;
+        let mut tried = Vec::new();
+        let mut failures = Vec::new();
+        for _ in 0..upstream.connect.attempts.get() {
+            let Some((index, lease)) = upstream.choose(&tried, self.source, self.circuit) else {
+                break;
+            };
+            let deadline = Instant::now() + upstream.connect.timeout;
+            let mut asked = Vec::new();
+            let reached = timeout_at(deadline, self.reach(&lease, &mut asked)).await;
+            match reached.unwrap_or_else(|_elapsed| {
+                let silence = upstream.connect.timeout;
+                let why = format!("no answer within {}", humantime::format_duration(silence));
+                asked.iter().for_each(|host| upstream.unreached(host, &why));
+                Err(anyhow!(why))
+            }) {
+                Ok((socket, host, mut place)) => {
+                    upstream.reached(&host);
+                    place.iter_mut().for_each(Place::arrive);
+                    return Ok(Connected { socket, lease, host, place });
+                }
+                Err(error) => {
+                    failures.push(format!("{}: {error:#}", lease.endpoint().label()));
+                    tried.push(index);
+                }
             }
         }
+        if failures.is_empty() {
+            let hosts = upstream.hosts();
+            if hosts.iter().any(|host| host.is_good()) {
+                return Err(Full.into());
+            }
+            failures.extend(hosts.iter().map(|host| format!("{}: {}", host.at, host.health())));
+        }
+        Err(anyhow!("{}", failures.join("; ")))
     }
-    if failures.is_empty() {
-        let known = upstream.hosts().into_iter();
-        failures.extend(known.map(|host| format!("{}: {}", host.at, host.health())));
-    }
-    Err(anyhow!("{}", failures.join("; ")))
-}
 
-/// Connects to a host of the endpoint; `asked` tells those that have not answered yet.
-async fn reach(
-    upstream: &Upstream,
-    lease: &Lease,
-    who: &As,
-    source: &Source,
-    asked: &mut Vec<Arc<Host>>,
-) -> Result<(Socket, Arc<Host>)> {
-    let hosts = lease.endpoint().reach(upstream.decides_by(source)).await?;
-    match &hosts[..] {
-        [host] => {
+    /// Connects to a host of the endpoint; `asked` tells those that have not answered yet.
+    async fn reach(&self, lease: &Lease, asked: &mut Vec<Arc<Host>>) -> Result<Reached> {
+        let source = self.upstream.decides_by(self.source);
+        let mut hosts = lease.endpoint().reach(source).await?;
+        if let [host] = &hosts[..] {
+            let place = self.place(host)?;
             asked.push(Arc::clone(host));
-            let socket = to(host, who).await.inspect_err(|error| blame(upstream, host, error));
-            Ok((socket.with_context(|| format!("connect to {}", host.at))?, Arc::clone(host)))
+            let socket = to(host, self.who).await.inspect_err(|error| self.blame(host, error));
+            let socket = socket.with_context(|| format!("connect to {}", host.at))?;
+            return Ok((socket, Arc::clone(host), place));
         }
-        _ => fastest(upstream, hosts, who, asked).await,
+        if let Some(circuit) = self.circuit {
+            hosts.retain(|host| !circuit.is_full(host));
+        }
+        self.fastest(hosts, asked).await
+    }
+
+    /// Tries the hosts in order, the next one beside the last when that fails or stays silent.
+    async fn fastest(&self, hosts: Vec<Arc<Host>>, asked: &mut Vec<Arc<Host>>) -> Result<Reached> {
+        let mut waiting = hosts.into_iter();
+        let mut racing = JoinSet::new();
+        let mut failure = anyhow!("no address");
+        loop {
+            if let Some(host) = waiting.next() {
+                let Ok(place) = self.place(&host) else { continue };
+                asked.push(Arc::clone(&host));
+                let who = self.who.clone();
+                racing.spawn(async move { (to(&host, &who).await, host, place) });
+            }
+            let ended = if waiting.len() > 0 {
+                tokio::select! {
+                    ended = racing.join_next() => ended,
+                    () = sleep(FALLBACK) => continue,
+                }
+            } else {
+                racing.join_next().await
+            };
+            match ended {
+                Some(Ok((Ok(socket), host, place))) => return Ok((socket, host, place)),
+                Some(Ok((Err(error), host, _))) => {
+                    asked.retain(|it| !Arc::ptr_eq(it, &host));
+                    self.blame(&host, &error);
+                    failure = anyhow!(error).context(format!("connect to {}", host.at));
+                }
+                Some(Err(error)) => failure = error.into(),
+                None => return Err(failure),
+            }
+        }
+    }
+
+    /// A place at a host, if the route limits what that gets.
+    fn place(&self, host: &Host) -> Result<Option<Place>, Full> {
+        self.circuit.map(|circuit| circuit.begin(host).ok_or(Full)).transpose()
+    }
+
+    /// Tells the upstream of a failure, unless it is our own.
+    fn blame(&self, host: &Arc<Host>, error: &io::Error) {
+        let theirs = [
+            libc::ECONNREFUSED,
+            libc::ECONNRESET,
+            libc::ETIMEDOUT,
+            libc::EHOSTUNREACH,
+            libc::EHOSTDOWN,
+            libc::ENETUNREACH,
+            libc::ENOENT,
+        ];
+        if error.raw_os_error().is_some_and(|code| theirs.contains(&code)) {
+            self.upstream.unreached(host, &error.to_string());
+        }
     }
 }
 
-/// Tries the hosts in order, the next one beside the last when that fails or stays silent.
-async fn fastest(
-    upstream: &Upstream,
-    hosts: Vec<Arc<Host>>,
-    who: &As,
-    asked: &mut Vec<Arc<Host>>,
-) -> Result<(Socket, Arc<Host>)> {
-    let mut waiting = hosts.into_iter();
-    let mut racing = JoinSet::new();
-    let mut failure = anyhow!("no address");
-    loop {
-        if let Some(host) = waiting.next() {
-            asked.push(Arc::clone(&host));
-            let who = who.clone();
-            racing.spawn(async move { (to(&host, &who).await, host) });
-        }
-        let ended = if waiting.len() > 0 {
-            tokio::select! {
-                ended = racing.join_next() => ended,
-                () = sleep(FALLBACK) => continue,
-            }
-        } else {
-            racing.join_next().await
-        };
-        match ended {
-            Some(Ok((Ok(socket), host))) => return Ok((socket, host)),
-            Some(Ok((Err(error), host))) => {
-                asked.retain(|it| !Arc::ptr_eq(it, &host));
-                blame(upstream, &host, &error);
-                failure = anyhow!(error).context(format!("connect to {}", host.at));
-            }
-            Some(Err(error)) => failure = error.into(),
-            None => return Err(failure),
-        }
-    }
-}
-
-/// Tells the upstream of a failure, unless it is our own.
-fn blame(upstream: &Upstream, host: &Arc<Host>, error: &io::Error) {
-    let theirs = [
-        libc::ECONNREFUSED,
-        libc::ECONNRESET,
-        libc::ETIMEDOUT,
-        libc::EHOSTUNREACH,
-        libc::EHOSTDOWN,
-        libc::ENETUNREACH,
-        libc::ENOENT,
-    ];
-    if error.raw_os_error().is_some_and(|code| theirs.contains(&code)) {
-        upstream.unreached(host, &error.to_string());
-    }
-}
+/// A host, and the way there.
+type Reached = (Socket, Arc<Host>, Option<Place>);
 
 /// Connects to one host.
 pub async fn to(host: &Host, who: &As) -> io::Result<Socket> {

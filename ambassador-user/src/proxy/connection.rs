@@ -26,6 +26,7 @@ use crate::config::{OnUnhealthy, Tier};
 use crate::metrics::TierMetrics;
 use crate::route::{Admission, Route};
 use crate::upstream::balance::Source;
+use crate::upstream::circuit::Full;
 use crate::upstream::host::Host;
 
 /// Who connected.
@@ -45,6 +46,7 @@ pub enum Outcome {
     /// By one of the two: the kernel does not tell which.
     Reset,
     ConnectFailed,
+    Refused,
     IdleTimeout,
     Cut,
     HostLost,
@@ -240,11 +242,12 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     // Boxed: connecting takes a large state that an established connection must not carry along.
     let ours = As::Ambassador(means.shortcuts.clone());
     let source = about.peer.source();
-    let connecting = connect::connect(&route.upstream, &ours, &source);
-    let (lease, host) = match Box::pin(connecting).await {
-        Ok(Connected { socket, lease, host }) => {
+    let connecting = connect::connect(&route.upstream, &ours, &source, route.circuit());
+    let (lease, host, _place) = match Box::pin(connecting).await {
+        Ok(Connected { socket, lease, host, place }) => {
             pair.upstream = Some(socket);
-            (lease, host)
+            about.admission.arrived();
+            (lease, host, place)
         }
         Err(error) => {
             if let Some(failed) = route.unreachable.say_now() {
@@ -255,7 +258,8 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
                     "cannot reach the upstream: {error:#}"
                 );
             }
-            record.outcome = Outcome::ConnectFailed;
+            record.outcome =
+                if error.is::<Full>() { Outcome::Refused } else { Outcome::ConnectFailed };
             return;
         }
     };
@@ -386,6 +390,7 @@ impl Outcome {
             Self::UpstreamReset => "upstream_reset",
             Self::Reset => "reset",
             Self::ConnectFailed => "connect_failed",
+            Self::Refused => "refused",
             Self::IdleTimeout => "idle_timeout",
             Self::Cut => "cut",
             Self::HostLost => "host_lost",

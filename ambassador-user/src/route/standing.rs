@@ -2,26 +2,32 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::tier::Choice;
+use crate::upstream::circuit::{Counts, Held};
 
 /// The part of a route that goes by its name, whatever its configuration.
 #[derive(Debug)]
 pub struct Standing {
     pub metrics: Arc<RouteMetrics>,
     pub(super) choice: RwLock<Choice>,
-    pub(super) active: AtomicU32,
+    /// Connections that we carry: how many, and above them those that are on their way.
+    pub(super) counts: AtomicU64,
+    /// The same, by address.
+    pub(super) held: Arc<Held>,
     /// Whether clients may come that the kernel has made ready for a shortcut.
     pub(super) prepares: AtomicBool,
     /// Whoever makes connections past us: they count for the limit too.
     pub(super) past_us: OnceLock<PastUs>,
 }
 
-/// Told how many connections are ours, tells how many others there are.
-pub(super) struct PastUs(pub(super) Box<dyn Fn(&AtomicU32) -> u32 + Send + Sync>);
+/// Told how to see how many connections are ours, tells how many others there are.
+pub(super) struct PastUs(pub(super) Box<Exchange>);
+
+type Exchange = dyn Fn(&dyn Fn() -> Counts) -> Counts + Send + Sync;
 
 /// Those of all routes there are, and of routes that are gone as long as they have connections.
 #[derive(Debug, Default)]
@@ -40,7 +46,8 @@ impl Standings {
             Arc::new(Standing {
                 metrics: Arc::new(metrics.route(name)),
                 choice: RwLock::new(choice()),
-                active: AtomicU32::new(0),
+                counts: AtomicU64::new(0),
+                held: Arc::default(),
                 prepares: AtomicBool::new(false),
                 past_us: OnceLock::new(),
             })
@@ -63,13 +70,43 @@ impl Standings {
 }
 
 impl Standing {
-    pub(super) fn past_us(&self) -> u32 {
-        self.past_us.get().map_or(0, |PastUs(exchange)| exchange(&self.active))
+    pub(super) fn past_us(&self) -> Counts {
+        let ours = || self.ours();
+        self.past_us.get().map(|PastUs(exchange)| exchange(&ours)).unwrap_or_default()
+    }
+
+    /// What we carry.
+    pub(super) fn ours(&self) -> Counts {
+        unpack(self.counts.load(Ordering::Relaxed))
     }
 
     pub(super) fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed).saturating_add(self.past_us())
+        self.ours().and(self.past_us()).active
     }
+
+    /// Takes a place, if both numbers allow it.
+    pub(super) fn take_place(&self, allows: impl Fn(Counts) -> bool) -> bool {
+        let change = |counts| allows(unpack(counts)).then_some(counts + ACTIVE + PENDING);
+        self.counts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
+    }
+
+    /// One has arrived.
+    pub(super) fn arrived(&self) {
+        self.counts.fetch_sub(PENDING, Ordering::Relaxed);
+    }
+
+    pub(super) fn give_back(&self, pending: bool) {
+        let pending = if pending { PENDING } else { 0 };
+        self.counts.fetch_sub(ACTIVE + pending, Ordering::Relaxed);
+    }
+}
+
+/// One connection, and one that is on its way, in [`Standing::counts`].
+const ACTIVE: u64 = 1;
+const PENDING: u64 = 1 << 32;
+
+fn unpack(counts: u64) -> Counts {
+    Counts { active: counts as u32, pending: (counts >> 32) as u32 }
 }
 
 impl fmt::Debug for PastUs {

@@ -29,6 +29,8 @@ pub trait Field {
     fn count(&self) -> usize;
     /// Whether a connection may go there now.
     fn is_fit(&self, index: usize) -> bool;
+    /// Whether it has as many connections as it may.
+    fn is_full(&self, index: usize) -> bool;
     /// Whether it is healthy, be it that this connection has tried it.
     fn is_good(&self, index: usize) -> bool;
     fn weight(&self, index: usize) -> u64;
@@ -56,9 +58,23 @@ impl Balancer {
         }
     }
 
-    /// The index of an endpoint that is fit.
+    /// The index of an endpoint that is fit. Where the order or the source decides, one that is full has no
+    /// substitute.
     pub fn choose(&self, field: &impl Field, source: &Source) -> Option<usize> {
-        let mut fit = (0..field.count()).filter(|index| field.is_fit(*index));
+        let spills =
+            matches!(self, Self::RoundRobin(_) | Self::LeastConnections(_) | Self::RandomTwo);
+        let is_open = |index: &usize| field.is_fit(*index) && !(spills && field.is_full(*index));
+        let chosen = self.best(field, source, is_open)?;
+        (spills || !field.is_full(chosen)).then_some(chosen)
+    }
+
+    fn best(
+        &self,
+        field: &impl Field,
+        source: &Source,
+        is_open: impl Fn(&usize) -> bool,
+    ) -> Option<usize> {
+        let mut fit = (0..field.count()).filter(&is_open);
         match self {
             Self::Failover => fit.next(),
             Self::FailoverSticky(current) => {
@@ -84,12 +100,13 @@ impl Balancer {
                 let start = turn.fetch_add(1, Ordering::Relaxed) % field.count();
                 (0..field.count())
                     .map(|step| (start + step) % field.count())
-                    .filter(|index| field.is_fit(*index))
+                    .filter(&is_open)
                     .min_by(|&left, &right| busier(field, left, right))
             }
             Self::RandomTwo => {
-                let one = draw(field, None)?;
-                let other = draw(field, Some(one)).unwrap_or(one);
+                let fit: Vec<_> = fit.collect();
+                let one = draw(field, &fit, None)?;
+                let other = draw(field, &fit, Some(one)).unwrap_or(one);
                 Some(if busier(field, one, other).is_gt() { other } else { one })
             }
             Self::SourceHash => {
@@ -136,10 +153,9 @@ fn settle(current: &AtomicUsize, field: &impl Field) -> usize {
     next
 }
 
-/// One that is fit, at random by weight, and not `but`.
-fn draw(field: &impl Field, but: Option<usize>) -> Option<usize> {
-    let left =
-        || (0..field.count()).filter(move |index| field.is_fit(*index) && Some(*index) != but);
+/// One of these, at random by weight, and not `but`.
+fn draw(field: &impl Field, of: &[usize], but: Option<usize>) -> Option<usize> {
+    let left = || of.iter().copied().filter(move |index| Some(*index) != but);
     let sum: u64 = left().map(|index| field.weight(index)).sum();
     let mut ticket = fastrand::u64(0..sum.max(1));
     left().find(|index| {
@@ -200,6 +216,7 @@ mod tests {
     /// Endpoints by weight, connections and health.
     struct Endpoints(Vec<(u64, u64, bool)>);
 
+    const FULL: u64 = 1 << 32;
     const LABELS: [&str; 4] = ["db-0:5432", "db-1:5432", "db-2:5432", "db-3:5432"];
 
     impl Field for Endpoints {
@@ -211,6 +228,9 @@ mod tests {
         }
         fn is_good(&self, index: usize) -> bool {
             self.0[index].2
+        }
+        fn is_full(&self, index: usize) -> bool {
+            self.0[index].1 >= FULL
         }
         fn weight(&self, index: usize) -> u64 {
             self.0[index].0
@@ -275,6 +295,20 @@ mod tests {
             let after = choose(&field, number);
             assert!(after == before || before == 1, "{number} moved from {before} to {after}");
         }
+    }
+
+    #[test]
+    fn what_is_full_is_replaced_only_where_any_will_do() {
+        let field = Endpoints(vec![(1, FULL, true), (1, 0, true)]);
+        let choose = |policy| Balancer::new(policy, 2).choose(&field, &Source::Pod);
+        for policy in [Balance::Failover, Balance::FailoverSticky] {
+            assert_eq!(choose(policy), None);
+        }
+        for policy in [Balance::RoundRobin, Balance::LeastConnections, Balance::RandomTwo] {
+            assert_eq!(choose(policy), Some(1));
+        }
+        let all = Endpoints(vec![(1, FULL, true); 2]);
+        assert_eq!(Balancer::new(Balance::SourceHash, 2).choose(&all, &Source::Pod), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Host {
 }
 
 /// Where that is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum At {
     Tcp(SocketAddr),
     Unix(PathBuf),

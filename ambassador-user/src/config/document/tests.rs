@@ -65,12 +65,12 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "balance: failover",
             "health: {}",
-            "c.yaml:30:13: upstreams.orders-db.health: the key \"check\" is missing; add check",
+            "c.yaml:32:13: upstreams.orders-db.health: the key \"check\" is missing; add check",
         ),
         (
             "balance: failover",
             "balance: source_hsh",
-            "c.yaml:30:14: upstreams.orders-db.balance: \"source_hsh\" is not a balance, did you mean \"source_hash\"?",
+            "c.yaml:32:14: upstreams.orders-db.balance: \"source_hsh\" is not a balance, did you mean \"source_hash\"?",
         ),
         (
             "protocol: tcp",
@@ -101,7 +101,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "attempts: 3",
             "attempts: many",
-            "c.yaml:31:39: upstreams.orders-db.connect.attempts: \"many\" is not a whole number; write 1 to 100",
+            "c.yaml:33:39: upstreams.orders-db.connect.attempts: \"many\" is not a whole number; write 1 to 100",
         ),
         (
             "cgroup: /sys/fs/cgroup/pod",
@@ -131,22 +131,22 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "clients: nonblocking",
             "clients: non-blocking",
-            "c.yaml:23:14: routes[0].clients: \"non-blocking\" is not a kind of clients, did you mean \"nonblocking\"?",
+            "c.yaml:25:14: routes[0].clients: \"non-blocking\" is not a kind of clients, did you mean \"nonblocking\"?",
         ),
         (
             "idle_timeout: 0s",
             "idle_timeout: 5",
-            "c.yaml:21:19: routes[0].idle_timeout: \"5\" is not a duration; write a number with its unit, such as 500ms, 2s or 5m, 0s to 1day",
+            "c.yaml:23:19: routes[0].idle_timeout: \"5\" is not a duration; write a number with its unit, such as 500ms, 2s or 5m, 0s to 1day",
         ),
         (
             "timeout: 2s",
             "timeout: 6m",
-            "c.yaml:31:25: upstreams.orders-db.connect.timeout: \"6m\" is out of bounds; write 1ms to 5m",
+            "c.yaml:33:25: upstreams.orders-db.connect.timeout: \"6m\" is out of bounds; write 1ms to 5m",
         ),
         (
             "0660",
             "0990",
-            "c.yaml:24:18: routes[0].socket_mode: \"0990\" is not a file mode; write three octal digits after a 0, in quotes, such as \"0660\"",
+            "c.yaml:26:18: routes[0].socket_mode: \"0990\" is not a file mode; write three octal digits after a 0, in quotes, such as \"0660\"",
         ),
         (
             "[::1]:5432",
@@ -157,7 +157,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "db-0.prod.svc:5432",
             "db-0.prod.svc",
-            "c.yaml:29:17: upstreams.orders-db.endpoints[0]: \"db-0.prod.svc\" has no port; add :PORT, such as db:5432",
+            "c.yaml:31:17: upstreams.orders-db.endpoints[0]: \"db-0.prod.svc\" has no port; add :PORT, such as db:5432",
         ),
         ("db-0.prod.svc:5432", "db-0.prod.svc:5432:0", "\"0\" is not a weight; write 1 to 1000"),
         (
@@ -201,7 +201,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "eject: { consecutive_failures: 5, for: 5s, max_percent: 50 }",
             "eject: off",
-            "c.yaml:40:5: upstreams.orders-db.eject: string \"off\" does not belong here; write a mapping, or none",
+            "c.yaml:42:5: upstreams.orders-db.eject: string \"off\" does not belong here; write a mapping, or none",
         ),
     ] {
         let error = yaml(with(EXAMPLE, old, new)).expect_err(new);

@@ -12,7 +12,9 @@ use socket2::{Domain, Socket, Type};
 use super::{Check, Clock, listen};
 use crate::datapath::kernel;
 use crate::datapath::programs::Maps;
-use crate::datapath::tables::{End, Ends, IN_ORDER, Plan, Policy, Tables, from_kernel, route_id};
+use crate::datapath::tables::{
+    End, Ends, IN_ORDER, NO_LIMIT, Plan, Policy, Tables, from_kernel, route_id,
+};
 
 type Attempt = fn(&mut Bench) -> Result<()>;
 
@@ -45,6 +47,9 @@ impl Bench {
                 route: route_id("self-test"),
                 policy: Policy::Failover,
                 last_resort: true,
+                pending_limit: NO_LIMIT,
+                limit_each: NO_LIMIT,
+                pending_limit_each: NO_LIMIT,
                 limit: u32::MAX,
                 targets: vec![(upstream.local_addr()?, 1)],
                 preferred: 1,

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use ambassador_ebpf::direct::{
-    FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, RANDOM_TWO, ROUND_ROBIN, SLOTS, Slot, TURNS, Table,
-    TargetKey,
+    FAILOVER, IPV4, IPV6, LEAST_CONNECTIONS, NO_LIMIT, RANDOM_TWO, ROUND_ROBIN, SLOTS, Slot, TURNS,
+    Table, TargetKey,
 };
 
 use super::to_kernel;
@@ -25,6 +25,11 @@ pub struct Plan {
     pub route: u64,
     pub policy: Policy,
     pub limit: u32,
+    /// Of those being opened.
+    pub pending_limit: u32,
+    /// For each address, and of those being opened.
+    pub limit_each: u32,
+    pub pending_limit_each: u32,
     /// Addresses with their weights, in the order of preference; at least one.
     pub targets: Vec<(SocketAddr, u32)>,
     /// Whether there is nothing else to try than the address, if it is the only one.
@@ -59,6 +64,14 @@ impl Plan {
             last_resort: u32::from(self.last_resort),
             limit: self.limit,
             round,
+            pending_limit: self.pending_limit,
+            limit_each: match self.pending_limit_each {
+                NO_LIMIT => self.limit_each,
+                // Else nobody would look.
+                _ => self.limit_each.min(NO_LIMIT - 1),
+            },
+            pending_limit_each: self.pending_limit_each,
+            spills: u32::from(self.policy != Policy::Failover),
             slots,
             turns,
         }
