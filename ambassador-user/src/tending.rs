@@ -21,7 +21,7 @@ use crate::{config, probe};
 const DOUBT: Duration = Duration::from_millis(200);
 /// Within so long the first check begins.
 const FIRST: Duration = Duration::from_secs(1);
-/// Between two tries of a host while none is good.
+/// Between two tries of a host while no other is sure to work, and of any ten of them.
 const URGENT: Duration = Duration::from_millis(500);
 
 /// Those who look after the upstreams in service.
@@ -157,8 +157,18 @@ async fn find_out(upstream: Arc<Upstream>, tended: Tended) {
         }
     }
     while let Some(rest) = host.ejected_for() {
-        let urgent = !upstream.hosts().iter().any(|it| it.is_good());
-        sleep(if urgent { rest.min(URGENT) } else { rest }).await;
+        let all = upstream.hosts();
+        if !all.iter().any(|it| Arc::ptr_eq(it, host)) {
+            // Its name has left it: somebody else's by now, perhaps.
+            return;
+        }
+        // However many there are, it takes few connections to find out.
+        let soon = URGENT * u32::try_from(all.len().div_ceil(10)).unwrap_or(u32::MAX);
+        sleep(rest.min(soon)).await;
+        let over = host.ejected_for() == Some(Duration::ZERO);
+        if !over && all.iter().any(|it| it.is_good() && !it.is_blamed()) {
+            continue;
+        }
         let works = attempt(&upstream, host).await.is_ok();
         if works {
             upstream.readmit(host);

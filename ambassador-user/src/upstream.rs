@@ -169,7 +169,9 @@ impl Upstream {
 
     fn blame(&self, host: &Arc<Host>, fault: Fault, why: &str) {
         let Some(eject) = &self.meant.eject else { return };
-        let blame = |health: &mut Health| health.blame(fault, eject.lasting, Instant::now());
+        // Failures that take as long as they may are still in a row.
+        let memory = 2 * (eject.lasting + self.connect.timeout);
+        let blame = |health: &mut Health| health.blame(fault, memory, Instant::now());
         let (count, _) = host.learn(blame);
         if count >= eject.consecutive_failures.get() && self.eject(host, eject, why) {
             self.have_tended(host);

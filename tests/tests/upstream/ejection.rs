@@ -85,27 +85,33 @@ fn enough_endpoints_always_stay() -> Result<()> {
 
 #[test]
 fn an_endpoint_that_resets_whoever_comes_is_taken_out() -> Result<()> {
-    let good = Echo::greeting("g")?;
-    let bad = Listener::new(Family::Tcp)?;
-    let address = bad.address().clone();
-    let endpoints = [(&address, 1), (good.address(), 1)];
-    let more = "eject: { consecutive_failures: 3, for: 1m }";
-    let (ambassador, route) = balanced_with(Way::Splice, "failover", &endpoints, more)?;
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while let Ok(client) = bad.accept() {
-                let _ = client.reset();
-            }
-        });
-        until_true("an ejection", || {
-            // One that is reset before it was seen to be established is tried elsewhere at once.
-            let heard = route.connect()?.hear(1);
-            ensure!(heard.as_deref().is_ok_and(|it| it == b"g") || heard.is_err());
-            Ok(endpoints_of(&ambassador)?[0]["healthy"] == false)
-        })?;
-        ensure!(tally(&hold(&route, 5)?) == [("g", 5)].into());
-        bad.socket().shutdown(Shutdown::Both).context("end the bad server")
-    })
+    for way in Way::proxied()? {
+        let good = Echo::greeting("g")?;
+        let bad = Listener::new(Family::Tcp)?;
+        let address = bad.address().clone();
+        let endpoints = [(&address, 1), (good.address(), 1)];
+        let more = "eject: { consecutive_failures: 3, for: 1m }";
+        let (ambassador, route) = balanced_with(way, "failover", &endpoints, more)?;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while let Ok(client) = bad.accept() {
+                    let _ = client.reset();
+                }
+            });
+            let ejected = until_true("an ejection", || {
+                // One that is reset before it was seen to be established is tried elsewhere at once.
+                let heard = route.connect().and_then(|it| it.hear(1));
+                ensure!(heard.as_deref().is_ok_and(|it| it == b"g") || heard.is_err());
+                Ok(endpoints_of(&ambassador)?[0]["healthy"] == false)
+            });
+            // Else it would be waited for.
+            bad.socket().shutdown(Shutdown::Both).context("end the bad server")?;
+            ejected
+        })
+        .with_context(|| format!("{way}"))?;
+        ensure!(tally(&hold(&route, 5)?) == [("g", 5)].into(), "{way}");
+    }
+    Ok(())
 }
 
 #[test]

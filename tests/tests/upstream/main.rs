@@ -3,6 +3,8 @@
 mod balance;
 mod ejection;
 mod health;
+mod returning;
+mod silent;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
