@@ -13,7 +13,7 @@
 use ambassador_ebpf::Address;
 use ambassador_ebpf::direct::{
     DOUBT_NS, End, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET, RESET_BY_APP, RESET_BY_TARGET,
-    SURVIVALS, SUSPICION_NS, Target, TargetKey,
+    SURVIVALS, SUSPICION_NS, TARGET_LOST, Target, TargetKey,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
@@ -35,6 +35,9 @@ use crate::rarely::rarely;
 /// See [`ambassador_ebpf::direct::SOCKET_ERROR`].
 #[unsafe(no_mangle)]
 static SOCKET_ERROR: u32 = 0;
+
+/// The same on all architectures that there are programs for.
+const ECONNABORTED: u32 = 103;
 
 /// What the kernel expects of a sock_ops program that has no reply to give.
 const OK: u32 = 1;
@@ -122,11 +125,13 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let _: Result<(), i32> = OPEN.remove(cookie);
     let outcome = outcome(ctx, from);
+    match outcome {
+        NEVER_ESTABLISHED => suspect(&flow.key),
+        RESET_BY_TARGET => doubt(&flow.key),
+        _ => None,
+    };
     if from == BPF_TCP_SYN_SENT {
-        suspect(&flow.key);
         flow.local = local(ctx)?;
-    } else if outcome == RESET_BY_TARGET {
-        doubt(&flow.key);
     }
     let Some(mut told) = ENDS.reserve::<End>(0) else {
         let of_route = TARGETS.get_ptr_mut(TargetKey::of_route(flow.key.route))?;
@@ -157,12 +162,19 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
 #[inline(always)]
 fn outcome(ctx: &SockOpsContext, from: u32) -> u32 {
     match from {
-        BPF_TCP_SYN_SENT => NEVER_ESTABLISHED,
+        // An app may have changed its mind. When a packet was sent again, it had reason to.
+        BPF_TCP_SYN_SENT if ops(ctx).total_retrans > 0 => NEVER_ESTABLISHED,
+        BPF_TCP_SYN_SENT => match error(ctx) {
+            Some(0) => RESET_BY_APP,
+            _ => NEVER_ESTABLISHED,
+        },
         BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => IN_ORDER,
         _ => match error(ctx) {
             None => RESET,
             // What an app does itself is noted after this, if at all (net/ipv4/tcp.c: `tcp_disconnect`).
             Some(0) => RESET_BY_APP,
+            // Of SOCK_DESTROY (net/ipv4/tcp.c: `tcp_abort`).
+            Some(ECONNABORTED) => TARGET_LOST,
             Some(_) => RESET_BY_TARGET,
         },
     }

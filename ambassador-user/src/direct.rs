@@ -184,6 +184,11 @@ impl Direct {
         self.state().tables.close()
     }
 
+    /// Whether there is somebody who may.
+    pub fn ends_connections(&self) -> bool {
+        self.destroyer.is_some()
+    }
+
     /// Ends connections to hosts that are not good any more, on routes that want it so.
     pub fn leave_lost_hosts(&self) {
         if let Some(destroyer) = &self.destroyer {

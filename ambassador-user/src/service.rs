@@ -157,9 +157,13 @@ impl Service {
     pub async fn follow_hosts(self: Arc<Self>, mut changes: watch::Receiver<()>) {
         while changes.changed().await.is_ok() {
             // First, so that whoever is sent away does not come back to the same host.
-            if let Some(direct) = &self.direct {
-                direct.update();
-                direct.leave_lost_hosts();
+            if let Some(direct) = self.direct.clone() {
+                let follow = move || {
+                    direct.update();
+                    direct.leave_lost_hosts();
+                };
+                // It may have many tables to write, which is not for a thread of the runtime.
+                let _ = tokio::task::spawn_blocking(follow).await;
             }
             let lost = self.connections.leave_lost_hosts();
             if lost > 0 {

@@ -128,7 +128,12 @@ impl Status {
             ready: service.ready(),
             uptime_seconds: service.started.elapsed().as_secs(),
             user: privileges::effective_user(),
-            capabilities: privileges::held(),
+            capabilities: match &service.direct {
+                Some(direct) if direct.ends_connections() => {
+                    format!("{}, and CAP_NET_ADMIN to end connections", privileges::held())
+                }
+                _ => privileges::held(),
+            },
             config: ConfigStatus::of(service),
             direct_missed: service
                 .direct

@@ -4,7 +4,7 @@
 //! A host that connections speak against is tried by ourselves, so that it is soon clear whether it fails;
 //! one that has been taken out is tried before connections go there again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub struct Tending(HashMap<usize, Tender>);
 #[derive(Debug)]
 struct Tender {
     /// As long as it is here, nobody else has its address, which is the key.
-    _of: Arc<Upstream>,
+    of: Arc<Upstream>,
     task: AbortHandle,
 }
 
@@ -43,19 +43,19 @@ impl Tending {
             let alone = upstream.endpoints().len() == 1 && upstream.endpoints()[0].name().is_none();
             meant.health.is_some() || meant.eject.is_some() && !alone
         };
-        let mut before = std::mem::take(&mut self.0);
-        for upstream in upstreams.filter(may_lose_one) {
-            let key = Arc::as_ptr(upstream).addr();
-            if self.0.contains_key(&key) {
-                continue;
-            }
-            let tender = before.remove(&key).unwrap_or_else(|| Tender {
-                _of: Arc::clone(upstream),
+        let wanted: HashMap<_, _> =
+            upstreams.filter(may_lose_one).map(|it| (Arc::as_ptr(it).addr(), it)).collect();
+        // First, because those in their place look at what is out when they begin.
+        for (_, gone) in self.0.extract_if(|key, _| !wanted.contains_key(key)) {
+            gone.of.retire();
+            gone.task.abort();
+        }
+        for (key, upstream) in wanted {
+            self.0.entry(key).or_insert_with(|| Tender {
+                of: Arc::clone(upstream),
                 task: tokio::spawn(look_after(Arc::clone(upstream))).abort_handle(),
             });
-            self.0.insert(key, tender);
         }
-        before.into_values().for_each(|tender| tender.task.abort());
     }
 }
 
@@ -65,16 +65,29 @@ async fn look_after(upstream: Arc<Upstream>) {
     let mut checks = Checks::default();
     let checked = upstream.meant().health.is_some();
     let step = upstream.slow_start() / STEPS;
+    let mut tended = HashSet::new();
+    let mut troubled = upstream.hosts();
+    troubled.retain(|host| host.is_ejected());
     loop {
-        for host in upstream.take_troubled() {
-            tries.spawn(find_out(Arc::clone(&upstream), Tended(host)));
+        troubled.extend(upstream.take_troubled());
+        for host in troubled.drain(..) {
+            let key = Arc::as_ptr(&host).addr();
+            if tended.insert(key) {
+                let upstream = Arc::clone(&upstream);
+                tries.spawn(async move {
+                    find_out(&upstream, &host).await;
+                    key
+                });
+            }
         }
         checks.follow(&upstream);
         let warming =
             !step.is_zero() && upstream.hosts().iter().any(|it| upstream.share(it) < STEPS);
         tokio::select! {
             () = upstream.trouble.notified() => {}
-            Some(_) = tries.join_next() => {}
+            Some(Ok(key)) = tries.join_next() => {
+                tended.remove(&key);
+            }
             () = sleep(step), if warming => upstream.shares_have_changed(),
             Ok(()) = changes.changed(), if checked => {}
         }
@@ -133,25 +146,15 @@ async fn ask(ask: &config::Ask, endpoint: &Endpoint, host: &Host) -> Result<(), 
     probe::answers(ask, endpoint.label(), socket).await.map_err(|error| format!("{error:#}"))
 }
 
-/// A host that somebody finds out about.
-struct Tended(Arc<Host>);
-
-impl Drop for Tended {
-    fn drop(&mut self) {
-        self.0.end_to_tend();
-    }
-}
-
 /// Tries a host until it is clear that it works, or that it must stay in spite of all.
-async fn find_out(upstream: Arc<Upstream>, tended: Tended) {
-    let host = &tended.0;
+async fn find_out(upstream: &Upstream, host: &Arc<Host>) {
     let Some(eject) = &upstream.meant().eject else { return };
     for _ in 0..eject.consecutive_failures.get() {
         if host.is_ejected() {
             break;
         }
         sleep(DOUBT).await;
-        match attempt(&upstream, host).await {
+        match attempt(upstream, host).await {
             Ok(()) => return upstream.reached(host),
             Err(why) => upstream.unreached(host, &why),
         }
@@ -169,7 +172,7 @@ async fn find_out(upstream: Arc<Upstream>, tended: Tended) {
         if !over && all.iter().any(|it| it.is_good() && !it.is_blamed()) {
             continue;
         }
-        let works = attempt(&upstream, host).await.is_ok();
+        let works = attempt(upstream, host).await.is_ok();
         if works {
             upstream.readmit(host);
         } else if host.ejected_for() == Some(Duration::ZERO) {

@@ -34,8 +34,8 @@ pub struct Upstream {
     balancer: Balancer,
     /// Told when hosts become good or bad.
     changes: Arc<watch::Sender<()>>,
-    /// Who takes hosts out must see who else is out.
-    ejecting: Mutex<()>,
+    /// Whether another one is in its place. Who takes hosts out must hold it: to see who else is out.
+    retired: Mutex<bool>,
     /// Hosts that somebody should find out about.
     troubled: Mutex<Vec<Arc<Host>>>,
     pub trouble: Notify,
@@ -60,24 +60,25 @@ impl Upstream {
             before => Arc::new(Endpoint::new(endpoint, meant, before.copied(), names)),
         });
         let endpoints = endpoints.collect::<Vec<_>>();
+        let in_use = before.and_then(|before| {
+            let target = &before.meant.endpoints[before.balancer.in_use()?].target;
+            meant.endpoints.iter().position(|endpoint| endpoint.target == *target)
+        });
         let upstream = Self {
             name: Arc::clone(&meant.name),
             connect: meant.connect,
-            balancer: Balancer::new(meant.balance, endpoints.len()),
+            balancer: Balancer::new(meant.balance, endpoints.len(), in_use.unwrap_or(0)),
             meant: Arc::clone(meant),
             endpoints,
             changes: names.changes_of_all(),
-            ejecting: Mutex::default(),
+            retired: Mutex::default(),
             troubled: Mutex::default(),
             trouble: Notify::new(),
         };
         // What is out because of rules that are no more comes back; the rest is seen to by those who
         // look after this one.
         for host in upstream.hosts() {
-            let (_, _) = host.learn(|health| upstream.forget_rules_that_are_gone(health));
-            if host.health().is_ejected() {
-                upstream.troubled().push(host);
-            }
+            host.learn(|health| upstream.forget_rules_that_are_gone(health));
         }
         Arc::new(upstream)
     }
@@ -180,12 +181,12 @@ impl Upstream {
 
     /// Takes a host out, if enough are left then.
     fn eject(&self, host: &Arc<Host>, eject: &config::Eject, why: &str) -> bool {
-        let _one_at_a_time = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired = self.retired();
         let hosts = self.hosts();
         let out = hosts.iter().filter(|it| !it.is_good()).count() + 1;
         let allowed =
             out < hosts.len() && out * 100 <= hosts.len() * usize::from(eject.max_percent);
-        if !host.is_good() || !allowed {
+        if *retired || !host.is_good() || !allowed {
             return false;
         }
         let (lasting, _) = host.learn(|health| health.eject(why, eject.lasting, Instant::now()));
@@ -195,6 +196,15 @@ impl Upstream {
         warn!(upstream = %self.name, host = %host.at, "ejected for {lasting}: {why}");
         self.changes.send_replace(());
         true
+    }
+
+    /// Another one is in its place, whose business hosts are from now on.
+    pub fn retire(&self) {
+        *self.retired() = true;
+    }
+
+    fn retired(&self) -> MutexGuard<'_, bool> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there can be anything left when a host is taken out.
@@ -253,8 +263,9 @@ impl Upstream {
     }
 
     fn have_tended(&self, host: &Arc<Host>) {
-        if host.begin_to_tend() {
-            self.troubled().push(Arc::clone(host));
+        let mut troubled = self.troubled();
+        if !troubled.iter().any(|it| Arc::ptr_eq(it, host)) {
+            troubled.push(Arc::clone(host));
             self.trouble.notify_one();
         }
     }

@@ -15,7 +15,7 @@ use ambassador_ebpf::direct::{
 };
 pub use ambassador_ebpf::direct::{
     Carried, End, Flow, IN_ORDER, MISS_REASONS, NEVER_ESTABLISHED, NO_LIMIT, RESET, RESET_BY_APP,
-    RESET_BY_TARGET, SLOTS, Settings, Target, route_id,
+    RESET_BY_TARGET, SLOTS, Settings, TARGET_LOST, Target, route_id,
 };
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};

@@ -1,6 +1,6 @@
 //! What is told of the connections that the kernel made: those that are open, and those that have ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,9 +12,11 @@ use tracing::{debug, info, warn};
 use super::Direct;
 use crate::config::{OnUnhealthy, Tier};
 use crate::datapath::tables::{
-    self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET_BY_APP, RESET_BY_TARGET, from_kernel,
+    self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET_BY_APP, RESET_BY_TARGET, TARGET_LOST,
+    from_kernel,
 };
 use crate::proxy::connection::Outcome;
+use crate::route::Route;
 use crate::sockets;
 use crate::sockets::destroy::Connection;
 use crate::upstream::Upstream;
@@ -22,6 +24,9 @@ use crate::upstream::Upstream;
 /// How long ends are gathered before they are written down. The ring holds more than a node's worth of
 /// them.
 const GATHER: Duration = Duration::from_millis(50);
+
+/// So many connections may end between two looks at what is open, which is more than the ring holds.
+const SETTLED: usize = 4096;
 
 /// A connection that is open, made by the kernel.
 pub struct OpenConnection {
@@ -58,6 +63,10 @@ impl Direct {
     /// Connections to hosts that are not good any more, on routes that do not want those.
     pub(super) fn lost(&self) -> Vec<Connection> {
         let state = self.state();
+        let wants = |it: &Arc<Route>| it.upstream.meant().on_unhealthy == OnUnhealthy::Close;
+        if !state.routes.values().any(wants) {
+            return Vec::new();
+        }
         let open = state.tables.open().into_iter();
         let lost = open.filter_map(|(cookie, flow)| {
             let upstream = &state.route(flow.key.route)?.upstream;
@@ -87,7 +96,13 @@ impl Direct {
         let live = live_figures();
         // Held throughout: an end must not be counted between a look at what is open and the count.
         let mut state = self.state();
-        for (cookie, flow) in state.tables.open() {
+        let open = state.tables.open();
+        if state.settled.len() > 2 * (open.len() + SETTLED) {
+            // Of some the end was never told.
+            let open: HashSet<_> = open.iter().map(|(cookie, _)| *cookie).collect();
+            state.settled.retain(|cookie, _| open.contains(cookie));
+        }
+        for (cookie, flow) in open {
             let route = state.route(flow.key.route).map(Arc::clone);
             let (Some(route), Some(&(up, down))) = (route, live.get(&cookie)) else { continue };
             let settled = state.settled.entry(cookie).or_default();
@@ -135,6 +150,7 @@ impl Direct {
             NEVER_ESTABLISHED => Outcome::ConnectFailed,
             RESET_BY_TARGET => Outcome::UpstreamReset,
             RESET_BY_APP => Outcome::ClientReset,
+            TARGET_LOST => Outcome::HostLost,
             _ => Outcome::Reset,
         };
         let settled = self.state().settled.remove(&end.cookie).unwrap_or_default();
@@ -153,18 +169,17 @@ impl Direct {
             (Outcome::UpstreamReset, Some((_, host))) if end.bytes_down == 0 => {
                 route.upstream.reset_early(&host);
             }
-            (_, Some((_, host))) => {
-                route.upstream.reached(&host);
+            (outcome, Some((_, host))) if outcome == Outcome::Ok || end.bytes_down > 0 => {
                 route.upstream.kept(&host);
             }
-            (_, None) => {}
+            _ => {}
         }
         if outcome == Outcome::ConnectFailed {
             if let Some(failed) = self.unreachable.say_now() {
                 let address = from_kernel(flow.key.address);
                 warn!(route = %route.name, failed, "an app could not reach {endpoint} ({address})");
             }
-        } else {
+        } else if flow.established != 0 {
             route.metrics.count_connect(connect);
         }
         info!(

@@ -4,6 +4,8 @@
 //! drain share one path: sockets that did not end in order are reset, the record is written, the
 //! route's place is given back.
 
+mod record;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::AsFd;
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::Shared;
 use super::connect::{self, As, Connected};
@@ -28,6 +30,8 @@ use crate::route::{Admission, Route};
 use crate::upstream::balance::Source;
 use crate::upstream::circuit::Full;
 use crate::upstream::host::Host;
+pub use record::Outcome;
+use record::Record;
 
 /// Who connected.
 #[derive(Debug, Clone)]
@@ -35,21 +39,6 @@ pub enum Peer {
     Tcp(std::net::SocketAddr),
     /// A client of this Unix socket; clients themselves have no address.
     Unix(Arc<Path>),
-}
-
-/// How a connection ended, as metrics and access records name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Ok,
-    ClientReset,
-    UpstreamReset,
-    /// By one of the two: the kernel does not tell which.
-    Reset,
-    ConnectFailed,
-    Refused,
-    IdleTimeout,
-    Cut,
-    HostLost,
 }
 
 /// What can be told of a live connection.
@@ -176,10 +165,7 @@ impl Connections {
     /// Resets those that lead to a host that is not good any more, on routes that want it so.
     pub fn leave_lost_hosts(&self) -> usize {
         let live = self.live();
-        let lost = live.values().filter(|(about, _)| {
-            about.route().meant().upstream.on_unhealthy == OnUnhealthy::Close
-                && about.host.get().is_some_and(|host| !host.is_good())
-        });
+        let lost = live.values().filter(|(about, _)| about.is_lost());
         let lost = lost.inspect(|(about, task)| {
             about.lost.store(true, Ordering::Relaxed);
             task.abort();
@@ -210,6 +196,12 @@ impl About {
             Tier::Sockmap if self.traffic.shortcut.get().is_none() => Tier::Splice,
             tier => tier,
         }
+    }
+
+    /// Whether its host is not good any more, and the route wants to do without it then.
+    fn is_lost(&self) -> bool {
+        self.route().meant().upstream.on_unhealthy == OnUnhealthy::Close
+            && self.host.get().is_some_and(|host| !host.is_good())
     }
 
     pub fn age(&self) -> Duration {
@@ -243,7 +235,16 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     let ours = As::Ambassador(means.shortcuts.clone());
     let source = about.peer.source();
     let connecting = connect::connect(&route.upstream, &ours, &source, route.circuit());
-    let (lease, host, _place) = match Box::pin(connecting).await {
+    let held = !route.upstream.connect.hold.is_zero();
+    let connected = tokio::select! {
+        connected = Box::pin(connecting) => connected,
+        // It may take long, and a place, for nobody.
+        () = has_left(&pair), if held => {
+            record.outcome = Outcome::ClientReset;
+            return;
+        }
+    };
+    let (lease, host, _place) = match connected {
         Ok(Connected { socket, lease, host, place }) => {
             pair.upstream = Some(socket);
             about.admission.arrived();
@@ -266,6 +267,11 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     route.metrics.count_connect(about.age());
     // Set once, here.
     let _ = about.host.set(Arc::clone(&host));
+    if about.is_lost() {
+        // In the moment in which it was reached.
+        record.outcome = Outcome::HostLost;
+        return;
+    }
     let _ = about.endpoint.set(Arc::clone(lease.endpoint().label()));
 
     record.outcome = match pair.relay(&means, &about).await {
@@ -282,7 +288,9 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     };
     match record.outcome {
         Outcome::UpstreamReset if about.traffic.down() == 0 => route.upstream.reset_early(&host),
-        _ => route.upstream.kept(&host),
+        outcome if outcome == Outcome::Ok || about.traffic.down() > 0 => route.upstream.kept(&host),
+        // The client has left too early to say.
+        _ => {}
     }
 }
 
@@ -295,6 +303,14 @@ impl Peer {
             }
             Self::Tcp(_) | Self::Unix(_) => Source::Pod,
         }
+    }
+}
+
+/// Waits until the client is there no more: its end alone does not say so.
+async fn has_left(pair: &Pair) {
+    match &pair.client {
+        Some(client) => client.failed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -335,65 +351,11 @@ impl Drop for Pair {
     }
 }
 
-/// Written when a connection ends, however it ends.
-struct Record {
-    about: Arc<About>,
-    connections: Arc<Connections>,
-    /// [`Outcome::Cut`] until the connection itself has come to an end.
-    outcome: Outcome,
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        let about = &self.about;
-        about.settle();
-        if self.outcome == Outcome::Cut && about.lost.load(Ordering::Relaxed) {
-            self.outcome = Outcome::HostLost;
-        }
-        let route = about.route();
-        let endpoint = about.endpoint.get().map_or("", |label| label);
-        about.metrics().ended(endpoint, self.outcome.name());
-        info!(
-            target: "access",
-            route = %route.name,
-            peer = %about.peer,
-            endpoint,
-            tier = %about.tier(),
-            outcome = self.outcome.name(),
-            bytes_up = about.traffic.up(),
-            bytes_down = about.traffic.down(),
-            duration_ms = about.age().as_secs_f64() * 1e3,
-            "connection"
-        );
-        let mut live = self.connections.live();
-        live.remove(&about.id);
-        if live.is_empty() {
-            self.connections.emptied.notify_waiters();
-        }
-    }
-}
-
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-impl Outcome {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::ClientReset => "client_reset",
-            Self::UpstreamReset => "upstream_reset",
-            Self::Reset => "reset",
-            Self::ConnectFailed => "connect_failed",
-            Self::Refused => "refused",
-            Self::IdleTimeout => "idle_timeout",
-            Self::Cut => "cut",
-            Self::HostLost => "host_lost",
         }
     }
 }

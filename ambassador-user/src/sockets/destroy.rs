@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use caps::Capability;
 use socket2::{Domain, Protocol, Socket, Type};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{ERROR, HEADER, cut_message, number};
 use crate::privileges;
@@ -58,16 +58,20 @@ impl Destroyer {
                 .context("try to end a connection (CAP_NET_ADMIN, CONFIG_INET_DIAG_DESTROY)")?,
         }
         let (orders, given) = sync_channel(ORDERS);
+        let (ready, is_ready) = sync_channel(1);
         thread::Builder::new()
             .name("destroyer".to_owned())
             .spawn(move || {
-                if let Err(error) = privileges::keep_only(Capability::CAP_NET_ADMIN) {
-                    warn!("connections to lost hosts stay open: {error:#}");
-                    return;
+                let narrowed = privileges::keep_only(Capability::CAP_NET_ADMIN);
+                let works = narrowed.is_ok();
+                let _ = ready.send(narrowed);
+                if works {
+                    serve(&kernel, &given);
                 }
-                serve(&kernel, &given);
             })
             .context("start a thread")?;
+        is_ready.recv().context("hear of the thread")?.context("give up all but CAP_NET_ADMIN")?;
+        info!("one thread keeps CAP_NET_ADMIN, to end connections to hosts that are lost");
         Ok(Self(orders))
     }
 

@@ -47,14 +47,23 @@ pub enum Source {
 }
 
 impl Balancer {
-    pub fn new(policy: Balance, count: usize) -> Self {
+    /// For so many endpoints, of which this one is in use.
+    pub fn new(policy: Balance, count: usize, in_use: usize) -> Self {
         match policy {
             Balance::Failover => Self::Failover,
-            Balance::FailoverSticky => Self::FailoverSticky(AtomicUsize::new(0)),
+            Balance::FailoverSticky => Self::FailoverSticky(AtomicUsize::new(in_use)),
             Balance::RoundRobin => Self::RoundRobin(Mutex::new(vec![0; count])),
             Balance::LeastConnections => Self::LeastConnections(AtomicUsize::new(0)),
             Balance::RandomTwo => Self::RandomTwo,
             Balance::SourceHash => Self::SourceHash,
+        }
+    }
+
+    /// The endpoint that stays in use, if that is how it is chosen.
+    pub fn in_use(&self) -> Option<usize> {
+        match self {
+            Self::FailoverSticky(current) => Some(current.load(Ordering::Relaxed)),
+            _ => None,
         }
     }
 
@@ -158,12 +167,14 @@ fn draw(field: &impl Field, of: &[usize], but: Option<usize>) -> Option<usize> {
     let left = || of.iter().copied().filter(move |index| Some(*index) != but);
     let sum: u64 = left().map(|index| field.weight(index)).sum();
     let mut ticket = fastrand::u64(0..sum.max(1));
-    left().find(|index| {
+    let drawn = left().find(|index| {
         let weight = field.weight(*index);
         let drawn = ticket < weight;
         ticket = ticket.saturating_sub(weight);
         drawn
-    })
+    });
+    // Shares may have changed meanwhile.
+    drawn.or_else(|| left().next())
 }
 
 /// Compares connections per weight, as they would be with one more, without dividing.
@@ -249,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_sticky_choice_stays_until_it_is_not_good() {
-        let balancer = Balancer::new(Balance::FailoverSticky, 3);
+        let balancer = Balancer::new(Balance::FailoverSticky, 3, 0);
         let mut field = Endpoints(vec![(1, 0, true); 3]);
         let choose = |field: &Endpoints| balancer.choose(field, &Source::Pod);
         assert_eq!(choose(&field), Some(0));
@@ -265,7 +276,7 @@ mod tests {
 
     #[test]
     fn of_two_drawn_by_weight_the_less_busy_one_is_taken() {
-        let balancer = Balancer::new(Balance::RandomTwo, 3);
+        let balancer = Balancer::new(Balance::RandomTwo, 3, 0);
         let mut field = Endpoints(vec![(1, 0, true), (1, 0, true), (2, 0, true)]);
         // As connections stay open, loads come to be as weights are.
         for _ in 0..4_000 {
@@ -282,7 +293,7 @@ mod tests {
 
     #[test]
     fn sources_spread_by_weight_and_only_those_of_a_lost_endpoint_move() {
-        let balancer = Balancer::new(Balance::SourceHash, 3);
+        let balancer = Balancer::new(Balance::SourceHash, 3, 0);
         let mut field = Endpoints(vec![(1, 0, true), (1, 0, true), (2, 0, true)]);
         let choose = |field: &Endpoints, number| balancer.choose(field, &source(number)).unwrap();
         let before: Vec<_> = (0..8_000).map(|number| choose(&field, number)).collect();
@@ -300,7 +311,7 @@ mod tests {
     #[test]
     fn what_is_full_is_replaced_only_where_any_will_do() {
         let field = Endpoints(vec![(1, FULL, true), (1, 0, true)]);
-        let choose = |policy| Balancer::new(policy, 2).choose(&field, &Source::Pod);
+        let choose = |policy| Balancer::new(policy, 2, 0).choose(&field, &Source::Pod);
         for policy in [Balance::Failover, Balance::FailoverSticky] {
             assert_eq!(choose(policy), None);
         }
@@ -308,12 +319,12 @@ mod tests {
             assert_eq!(choose(policy), Some(1));
         }
         let all = Endpoints(vec![(1, FULL, true); 2]);
-        assert_eq!(Balancer::new(Balance::SourceHash, 2).choose(&all, &Source::Pod), None);
+        assert_eq!(Balancer::new(Balance::SourceHash, 2, 0).choose(&all, &Source::Pod), None);
     }
 
     #[test]
     fn what_is_told_the_kernel_is_what_a_connection_gets() {
-        let balancer = Balancer::new(Balance::SourceHash, 4);
+        let balancer = Balancer::new(Balance::SourceHash, 4, 0);
         let mut field = Endpoints(vec![(1, 0, true); 4]);
         let order = balancer.order(&field).unwrap();
         for expected in order {

@@ -18,8 +18,6 @@ pub struct Host {
     good: AtomicBool,
     /// Whether connections have spoken against it, so that those that speak for it are news.
     blamed: AtomicBool,
-    /// Whether somebody is about to find out how it is.
-    tended: AtomicBool,
 }
 
 /// Where that is.
@@ -36,7 +34,6 @@ impl Host {
             health: Mutex::default(),
             good: AtomicBool::new(true),
             blamed: AtomicBool::new(false),
-            tended: AtomicBool::new(false),
         })
     }
 
@@ -68,15 +65,6 @@ impl Host {
     /// How it is.
     pub fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether nobody else finds out how it is already; until [`Host::end_to_tend`].
-    pub(super) fn begin_to_tend(&self) -> bool {
-        !self.tended.swap(true, Ordering::Relaxed)
-    }
-
-    pub fn end_to_tend(&self) {
-        self.tended.store(false, Ordering::Relaxed);
     }
 
     /// Changes what is known of it, and says whether that makes it good or bad.

@@ -154,6 +154,34 @@ fn a_silent_endpoint_is_suspected_at_the_first_packet_sent_again() -> Result<()>
 }
 
 #[test]
+fn apps_that_change_their_minds_speak_against_nobody() -> Result<()> {
+    needs!(Direct);
+    let pod = pod!("nft");
+    let slow = Address::from(std::net::SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
+    blackhole(&pod.upstream, &format!("tcp dport {}", slow.port()?))?;
+    let other = Echo::on(listen(&pod.upstream, pod.upstream.ipv4)?, "o");
+    let endpoints = format!("endpoints: ['{slow}', '{}']", other.address());
+    let (ambassador, route) = start_with(&pod.inside, "", &endpoints)?;
+    pod.inside.enter(|| {
+        for _ in 0..10 {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            ensure!(socket.connect(&route.tcp()?.into()).is_err(), "it cannot be there yet");
+        }
+        Ok(())
+    })?;
+    until_true("ten records", || {
+        Ok(ambassador.access_records("outcome", "client_reset")?.len() == 10)
+    })?;
+    let endpoint = &ambassador.status()?["routes"][0]["endpoints"][0];
+    ensure!(
+        (&endpoint["healthy"], &endpoint["ejections"]) == (&true.into(), &0.into()),
+        "{endpoint}"
+    );
+    Ok(())
+}
+
+#[test]
 fn all_addresses_of_a_name_are_used_and_a_change_of_them_reaches_the_kernel() -> Result<()> {
     needs!(Direct);
     let pod = pod!("dnsmasq");

@@ -55,8 +55,53 @@ fn a_sticky_choice_does_not_return() -> Result<()> {
         let _first = Echo::on(address.listen()?, "1");
         until_is(&ambassador, &address, true).with_context(|| format!("{way}"))?;
         ensure!(tally(&hold(&route, 5)?) == [("2", 5)].into(), "{way}");
+        // Nor because something else of the upstream is changed.
+        let changed =
+            std::fs::read_to_string(ambassador.configuration())?.replace("500ms", "501ms");
+        ambassador.reconfigure(&changed)?.success()?;
+        ensure!(tally(&hold(&route, 5)?) == [("2", 5)].into(), "{way}");
     }
     Ok(())
+}
+
+#[test]
+fn a_failure_on_a_configuration_that_is_gone_keeps_nobody_out() -> Result<()> {
+    let (first, second) = (Echo::greeting("1")?, Echo::greeting("2")?);
+    let (one, two) = (first.address().clone(), second.address().clone());
+    let endpoints = [(&one, 1), (&two, 1)];
+    let held = format!("{QUICK}\n    connect: {{ hold: 20s }}");
+    let (ambassador, route) = balanced_with(Way::Splice, "failover", &endpoints, &held)?;
+    drop((first, second));
+    // It goes on trying by the rules that it came under.
+    let waiting = route.connect()?;
+    until_is(&ambassador, &one, false)?;
+    let changed = std::fs::read_to_string(ambassador.configuration())?.replace("20s", "19s");
+    ambassador.reconfigure(&changed)?.success()?;
+    let both = [Echo::on(one.listen()?, "1"), Echo::on(two.listen()?, "2")];
+    ensure!(waiting.hear(1)?.len() == 1);
+    until_is(&ambassador, &one, true)?;
+    drop(both);
+    let _ = greeted(&route, 1);
+    until_is(&ambassador, &one, false)?;
+    let _first = Echo::on(one.listen()?, "1");
+    until_is(&ambassador, &one, true)
+}
+
+#[test]
+fn a_client_that_leaves_while_it_is_held_gives_its_place_back() -> Result<()> {
+    let address = dead()?;
+    let hold = "connect: { hold: 1m }";
+    let (ambassador, route) = balanced_with(Way::Splice, "failover", &[(&address, 1)], hold)?;
+    let count = |expected: usize| {
+        until_true(&format!("{expected} connections"), || {
+            let all = ambassador.command(&["connections", "--json"])?.success()?;
+            Ok(all.lines().count() == expected)
+        })
+    };
+    let client = route.connect()?;
+    count(1)?;
+    client.reset()?;
+    count(0)
 }
 
 #[test]

@@ -81,6 +81,10 @@ fn connections_to_what_is_down_are_closed_where_that_is_wanted() -> Result<()> {
         let expected = [libc::ECONNRESET, libc::ECONNABORTED];
         ensure!(error.raw_os_error().is_some_and(|it| expected.contains(&it)), "{way}: {error}");
         ensure!(answering(&route)? == second.address.port(), "{way}");
+        until_true("the record", || {
+            Ok(!ambassador.access_records("outcome", "host_lost")?.is_empty())
+        })
+        .with_context(|| format!("{way}"))?;
         first.process.signal(libc::SIGCONT)?;
     }
     Ok(())
