@@ -2,25 +2,32 @@
 //!
 //! A connection never waits for DNS while an address is known. Each distinct name has one task that
 //! asks again when its answer expires (within the route's bounds) and, while DNS fails, keeps the last
-//! good answer if it may. Of a family of addresses that is not answered for, what was known stays.
+//! good answer if it may. Of a family of addresses that is not answered for, what was known stays. So many
+//! ask at a time, at times of their own.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use hickory_resolver::proto::rr::RecordType;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::Upstream;
-use super::lookup::{Heard, Question, family};
+use super::lookup::{Heard, Manner, Question, Targets};
 use crate::config;
 
 /// Answers with more addresses than this are cut: nobody tries that many.
 const MOST_ADDRESSES: usize = 256;
+/// So many lookups begin at a time, of all names: hundreds of names are no flood.
+static TURNS: Semaphore = Semaphore::const_new(16);
+/// A lookup that takes longer lets the next one begin: names that nobody answers for hold up no other for long.
+const TURN: Duration = Duration::from_millis(500);
 
 /// The distinct names of a configuration, and who asks for each.
 #[derive(Debug, Default)]
@@ -130,35 +137,53 @@ impl Name {
     }
 
     async fn keep_true(&self) {
+        let mut targets = Targets::default();
         let mut pause = self.policy.min_ttl;
+        let mut failing = None;
         loop {
-            match self.question.ask(self.policy.stale).await {
-                Ok(Heard { addresses, ttl, without }) => {
-                    self.know(self.with_known(addresses, without));
+            match self.ask(&mut targets).await {
+                Ok(heard) => {
+                    let ttl = heard.ttl;
+                    let mut addresses = heard.with(&self.known());
+                    addresses.sort_unstable();
+                    addresses.dedup();
+                    addresses.truncate(MOST_ADDRESSES);
+                    self.know(addresses.into());
+                    if failing.take().is_some() {
+                        info!(name = self.question.name(), "resolves again");
+                    }
                     pause = self.policy.min_ttl;
-                    tokio::time::sleep(ttl.clamp(self.policy.min_ttl, self.policy.max_ttl)).await;
+                    sleep(self.about(ttl)).await;
                 }
                 Err(error) => {
-                    self.fail(&error);
-                    tokio::time::sleep(pause).await;
+                    let why: Arc<str> = format!("{error:#}").into();
+                    self.fail(&why, failing.as_ref() != Some(&why));
+                    failing = Some(why);
+                    sleep(self.about(pause)).await;
                     pause = (pause * 2).min(self.policy.max_ttl);
                 }
             }
         }
     }
 
-    /// These addresses, and what is known of the family that nothing was heard of.
-    fn with_known(
-        &self,
-        mut addresses: Vec<SocketAddr>,
-        without: Option<RecordType>,
-    ) -> Arc<[SocketAddr]> {
-        let known = self.known();
-        addresses.extend(known.iter().filter(|address| Some(family(address)) == without));
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses.truncate(MOST_ADDRESSES);
-        addresses.into()
+    /// Asks once, when it is this name's turn.
+    async fn ask(&self, targets: &mut Targets) -> Result<Heard> {
+        let turn = TURNS.acquire().await.context("wait for a turn to ask DNS")?;
+        let manner = Manner { stale: self.policy.stale, haste: self.known().is_empty() };
+        let mut asked = pin!(self.question.ask(manner, targets));
+        if let Ok(heard) = timeout(TURN, &mut asked).await {
+            return heard;
+        }
+        drop(turn);
+        asked.await
+    }
+
+    /// So long, a tenth more or less within the policy's bounds: names that were asked for together spread.
+    fn about(&self, ttl: Duration) -> Duration {
+        let config::Dns { min_ttl, max_ttl, .. } = self.policy;
+        let ttl = ttl.clamp(min_ttl, max_ttl);
+        let (least, most) = (ttl.mul_f64(0.9).max(min_ttl), ttl.mul_f64(1.1).min(max_ttl));
+        least + most.saturating_sub(least).mul_f64(fastrand::f64())
     }
 
     fn know(&self, addresses: Arc<[SocketAddr]>) {
@@ -176,19 +201,23 @@ impl Name {
         }
     }
 
-    fn fail(&self, error: &anyhow::Error) {
-        let why: Arc<str> = format!("{error:#}").into();
-        let changed = self.answer.send_if_modified(|answer| {
-            match answer {
-                Answer::Failed(known) if *known == why => return false,
-                Answer::Known(_) if self.policy.stale => {
-                    warn!(name = self.question.name(), addresses = %answer, "cannot resolve: {why}; the last good addresses stay in use");
-                    return false;
-                }
-                _ => warn!(name = self.question.name(), "cannot resolve: {why}; asking again"),
+    fn fail(&self, why: &Arc<str>, is_news: bool) {
+        let name = self.question.name();
+        if self.policy.stale && !self.known().is_empty() {
+            if is_news {
+                warn!(name, addresses = %self, "cannot resolve: {why}; the last good addresses stay in use");
             }
-            *answer = Answer::Failed(why);
-            true
+            return;
+        }
+        if is_news {
+            warn!(name, "cannot resolve: {why}; asking again");
+        }
+        let changed = self.answer.send_if_modified(|answer| {
+            let same = matches!(answer, Answer::Failed(known) if known == why);
+            if !same {
+                *answer = Answer::Failed(Arc::clone(why));
+            }
+            !same
         });
         if changed {
             self.changes.send_replace(());

@@ -1,11 +1,12 @@
 //! A name server that says what a test has it say, also what dnsmasq cannot be brought to: nothing, failures,
-//! answers that do not fit a datagram, aliases that lead nowhere. It counts what it is asked.
+//! answers that do not fit a datagram, or come late, aliases that lead nowhere. It counts what it is asked.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, spawn};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hickory_proto::op::{Message, ResponseCode};
@@ -40,7 +41,10 @@ pub enum Reply {
 #[derive(Debug, Default)]
 struct Script {
     replies: HashMap<(String, RecordType), Reply>,
+    lags: HashMap<RecordType, Duration>,
     asked: Vec<Asked>,
+    open: usize,
+    most_open: usize,
 }
 
 #[derive(Debug)]
@@ -78,6 +82,16 @@ impl ScriptedDns {
             self.says(name, kind, Reply::Records(records.collect::<Result<_>>()?));
         }
         Ok(())
+    }
+
+    /// Takes so long for answers of this kind from now on.
+    pub fn lags(&self, kind: RecordType, by: Duration) {
+        lock(&self.script).lags.insert(kind, by);
+    }
+
+    /// How many questions were unanswered at the same time at the most.
+    pub fn most_open(&self) -> usize {
+        lock(&self.script).most_open
     }
 
     /// How often it was asked for a name.
@@ -120,12 +134,16 @@ fn record(name: &str, ttl: u32, data: RData) -> Result<Record> {
 }
 
 impl Script {
-    fn reply(&mut self, question: &[u8], over_tcp: bool) -> Option<Message> {
+    /// What it says, and how late.
+    fn reply(&mut self, question: &[u8], over_tcp: bool) -> Option<(Message, Duration)> {
         let asked = Message::from_vec(question).ok()?;
         let query = asked.queries.first()?;
         let name = query.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
         let reply = self.replies.get(&(name.clone(), query.query_type())).cloned();
+        let lag = self.lags.get(&query.query_type()).copied().unwrap_or_default();
         self.asked.push(Asked { name, over_tcp });
+        self.open += 1;
+        self.most_open = self.most_open.max(self.open);
         let mut message = Message::response(asked.id, asked.op_code);
         message.metadata.recursion_desired = asked.recursion_desired;
         message.metadata.recursion_available = true;
@@ -139,26 +157,38 @@ impl Script {
             Reply::Failure => message.metadata.response_code = ResponseCode::ServFail,
             Reply::Silence => return None,
         }
-        Some(message)
+        Some((message, lag))
     }
 }
 
-fn serve_datagrams(socket: &UdpSocket, script: &Mutex<Script>) {
+fn serve_datagrams(socket: &UdpSocket, script: &Arc<Mutex<Script>>) {
     let mut question = [0; 4096];
     // The shutdown ends it, as of any socket.
     while let Ok((length, from)) = socket.recv_from(&mut question) {
         if length == 0 {
             return;
         }
-        let Some(message) = lock(script).reply(&question[..length], false) else { continue };
+        let reply = lock(script).reply(&question[..length], false);
+        let Some((message, lag)) = reply else { continue };
         let Ok(mut bytes) = message.to_bytes() else { continue };
         let room = Message::from_vec(&question[..length]).map_or(512, |asked| asked.max_payload());
         if bytes.len() > usize::from(room) {
             let Ok(cut) = message.truncate().to_bytes() else { continue };
             bytes = cut;
         }
-        // Whoever asked may be gone.
-        let _ = socket.send_to(&bytes, from);
+        let Ok(socket) = socket.try_clone() else { continue };
+        let script = Arc::clone(script);
+        let answer = move || {
+            sleep(lag);
+            lock(&script).open -= 1;
+            // Whoever asked may be gone.
+            let _ = socket.send_to(&bytes, from);
+        };
+        if lag.is_zero() {
+            answer();
+        } else {
+            spawn(answer);
+        }
     }
 }
 
@@ -176,7 +206,10 @@ fn serve_stream(mut client: TcpStream, script: &Mutex<Script>) -> Result<()> {
         client.read_exact(&mut length)?;
         let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
         client.read_exact(&mut question)?;
-        let Some(message) = lock(script).reply(&question, true) else { continue };
+        let reply = lock(script).reply(&question, true);
+        let Some((message, lag)) = reply else { continue };
+        sleep(lag);
+        lock(script).open -= 1;
         let bytes = message.to_bytes()?;
         client.write_all(&u16::try_from(bytes.len())?.to_be_bytes())?;
         client.write_all(&bytes)?;

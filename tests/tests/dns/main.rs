@@ -19,6 +19,7 @@ use ambassador_tests::server::dnsmasq::Dnsmasq;
 use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns, address, alias};
 use ambassador_tests::wait::until_true;
 
+mod crowd;
 mod services;
 
 const NAME: &str = "service.test";
@@ -89,8 +90,12 @@ upstreams: {{ many: {{ {upstream} }} }}
 
     /// What is known of where the name points.
     fn known(&self) -> Result<String> {
+        self.known_of(0)
+    }
+
+    fn known_of(&self, endpoint: usize) -> Result<String> {
         let status = self.ambassador.status()?;
-        let known = status["routes"][0]["endpoints"][0]["addresses"].as_str();
+        let known = status["routes"][0]["endpoints"][endpoint]["addresses"].as_str();
         Ok(known.context("find the addresses")?.to_owned())
     }
 
@@ -239,6 +244,32 @@ fn a_family_that_is_not_answered_for_in_time_stays_as_it_was() -> Result<()> {
     // That there is none is an answer.
     scene.dns.says(NAME, RecordType::A, Reply::Records(Vec::new()));
     until_true("the other address alone", || Ok(scene.known()? == "::1"))
+}
+
+/// Two families, of which one is answered for late.
+fn two_families(pod: Pod, ttl: u32, max_ttl: &str) -> Result<Scene> {
+    let script = |dns: &ScriptedDns| {
+        dns.lags(RecordType::AAAA, Duration::from_millis(300));
+        dns.knows(NAME, ttl, &[ONE.into(), Ipv6Addr::LOCALHOST.into()])
+    };
+    Scene::new(pod, script, &endpoint(1).replace("400ms", max_ttl))
+}
+
+#[test]
+fn a_family_that_is_always_slower_is_followed() -> Result<()> {
+    let pod = pod!();
+    let scene = two_families(pod, 0, "400ms")?;
+    until_true("both families", || Ok(scene.known()? == "127.0.1.1 ::1"))?;
+    let other = "fd00::1".parse::<Ipv6Addr>()?;
+    scene.dns.knows(NAME, 0, &[ONE.into(), other.into()])?;
+    until_true("the new address alone", || Ok(scene.known()? == "127.0.1.1 fd00::1"))
+}
+
+#[test]
+fn a_family_that_was_left_out_in_haste_is_asked_for_soon() -> Result<()> {
+    let pod = pod!();
+    let scene = two_families(pod, 60, "60s")?;
+    until_true("both families", || Ok(scene.known()? == "127.0.1.1 ::1"))
 }
 
 #[test]

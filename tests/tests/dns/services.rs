@@ -131,6 +131,63 @@ fn a_service_is_followed_and_its_last_good_targets_stay() -> Result<()> {
 }
 
 #[test]
+fn a_target_that_is_not_answered_for_stays_where_it_was() -> Result<()> {
+    let pod = pod!();
+    let servers = Servers::start(&pod, &[("a", 1, ONE), ("b", 1, TWO), ("c", 2, ONE)])?;
+    let script = |dns: &ScriptedDns| {
+        servers.are_told(dns, 3);
+        dns.knows(&name("a"), 0, &[ONE.into()])?;
+        dns.knows(&name("b"), 0, &[TWO.into()])?;
+        dns.knows(&name("c"), 0, &[ONE.into()])
+    };
+    let scene = Scene::new(pod, script, UPSTREAM)?;
+    takes_turns(&scene, &["a", "b"])?;
+    let known = scene.known()?;
+    // What has no address of the other family, and what leads nowhere in both, is as little an answer.
+    for (v4, v6) in [
+        (Reply::Failure, Reply::Records(Vec::new())),
+        (Reply::Failure, Reply::Failure),
+        (Reply::Silence, Reply::Silence),
+    ] {
+        scene.dns.says(&name("a"), RecordType::A, v4);
+        scene.dns.says(&name("a"), RecordType::AAAA, v6);
+        scene.is_asked(SERVICE, 3)?;
+        ensure!(scene.known()? == known, "{}", scene.known()?);
+        takes_turns(&scene, &["a", "b"])?;
+    }
+    // What the others are told is followed.
+    scene.dns.knows(&name("b"), 0, &[Ipv4Addr::new(127, 0, 1, 3).into()])?;
+    until_true("the new address", || Ok(scene.known()?.contains("127.0.1.3")))?;
+    ensure!(scene.known()?.contains("127.0.1.1"), "{}", scene.known()?);
+    for kind in [RecordType::A, RecordType::AAAA] {
+        scene.dns.says(&name("a"), kind, Reply::NoSuchName);
+    }
+    until_true("the end of the target", || Ok(!scene.known()?.contains("127.0.1.1")))
+}
+
+#[test]
+fn silence_about_some_targets_does_not_keep_others_from_being_found() -> Result<()> {
+    const TARGETS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    let pod = pod!();
+    let all = TARGETS.map(|greeting| (greeting, 1, ONE));
+    let servers = Servers::start(&pod, &all)?;
+    let script = |dns: &ScriptedDns| {
+        servers.are_told(dns, TARGETS.len());
+        for silent in &TARGETS[..11] {
+            dns.says(&name(silent), RecordType::A, Reply::Silence);
+            dns.says(&name(silent), RecordType::AAAA, Reply::Silence);
+        }
+        dns.knows(&name("l"), 0, &[ONE.into()])
+    };
+    let begun = Instant::now();
+    let scene = Scene::new(pod, script, UPSTREAM)?;
+    scene.reaches("l")?;
+    // Each silence lasts two seconds and more.
+    ensure!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
 fn a_service_makes_no_burst_of_questions() -> Result<()> {
     let pod = pod!();
     let servers = Servers::start(&pod, &[("a", 1, ONE)])?;

@@ -1,0 +1,77 @@
+//! Many names at once: no flood of questions or of words, and none is held up by those that nobody answers for.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use hickory_proto::rr::RecordType;
+
+use ambassador_tests::pod;
+use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns};
+use ambassador_tests::wait::until_true;
+
+use crate::{NAME, ONE, Scene, endpoint};
+
+/// Names of which a server knows one address each, except those that it is silent about.
+fn many(dns: &ScriptedDns, silent: usize, count: usize) -> Result<()> {
+    for number in 0..count {
+        let name = format!("n{number}.test");
+        dns.knows(&name, 60, &[ONE.into()])?;
+        for kind in [RecordType::A, RecordType::AAAA].into_iter().filter(|_| number < silent) {
+            dns.says(&name, kind, Reply::Silence);
+        }
+    }
+    Ok(())
+}
+
+fn endpoints(count: usize) -> String {
+    let names: Vec<_> = (0..count).map(|number| format!("'n{number}.test:1'")).collect();
+    format!("endpoints: [{}]", names.join(", "))
+}
+
+#[test]
+fn many_names_are_asked_for_by_and_by() -> Result<()> {
+    let script = |dns: &ScriptedDns| {
+        dns.lags(RecordType::A, Duration::from_millis(100));
+        dns.lags(RecordType::AAAA, Duration::from_millis(100));
+        many(dns, 0, 60)
+    };
+    let scene = Scene::new(pod!(), script, &endpoints(60))?;
+    for number in 0..60 {
+        until_true("an address of every name", || Ok(scene.known_of(number)? == "127.0.1.1"))?;
+    }
+    let open = scene.dns.most_open();
+    ensure!(open <= 2 * 16, "{open} questions at a time");
+    Ok(())
+}
+
+#[test]
+fn names_that_nobody_answers_for_hold_up_no_other_for_long() -> Result<()> {
+    let scene = Scene::new(pod!(), |dns| many(dns, 50, 51), &endpoints(51))?;
+    let begun = Instant::now();
+    until_true("an answer", || Ok(scene.known_of(50)? == "127.0.1.1"))?;
+    // 16 at a time, each for half a second; a silent server is waited for four times as long.
+    ensure!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn what_keeps_failing_is_said_once_and_so_is_its_end() -> Result<()> {
+    let pod = pod!();
+    let script = |dns: &ScriptedDns| dns.knows(NAME, 0, &[ONE.into()]);
+    let scene = Scene::new(pod, script, &endpoint(1))?;
+    until_true("an address", || Ok(scene.known()? == "127.0.1.1"))?;
+    for kind in [RecordType::A, RecordType::AAAA] {
+        scene.dns.says(NAME, kind, Reply::NoSuchName);
+    }
+    scene.warns("cannot resolve")?;
+    scene.is_asked(NAME, 8)?;
+    scene.dns.knows(NAME, 0, &[ONE.into()])?;
+    let said = |words: &str| {
+        let log = scene.ambassador.log()?;
+        anyhow::Ok(log.iter().filter(|it| it.to_string().contains(words)).count())
+    };
+    until_true("the end of it", || Ok(said("resolves again")? == 1))?;
+    let warnings = said("cannot resolve")?;
+    ensure!(warnings == 1, "{warnings} warnings");
+    Ok(())
+}
