@@ -12,8 +12,8 @@
 
 use ambassador_ebpf::Address;
 use ambassador_ebpf::direct::{
-    DOUBT_NS, End, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET, RESET_BY_APP, RESET_BY_TARGET,
-    SURVIVALS, SUSPICION_NS, TARGET_LOST, Target, TargetKey,
+    DOUBT_NS, End, Flow, IN_ORDER, NEVER_ESTABLISHED, PATIENCE_NS, RESET, RESET_BY_APP,
+    RESET_BY_TARGET, SURVIVALS, SUSPICION_NS, TARGET_LOST, Target, TargetKey,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
@@ -78,8 +78,7 @@ fn begin(ctx: &SockOpsContext) -> Option<()> {
 #[inline(always)]
 fn establish(ctx: &SockOpsContext) -> Option<()> {
     let flow = flow(ctx)?;
-    // SAFETY: takes nothing.
-    flow.established = unsafe { bpf_ktime_get_boot_ns() };
+    flow.established = now();
     if flow.counted == 1 {
         count(flow, 0, -1);
     }
@@ -124,7 +123,7 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let _: Result<(), i32> = OPEN.remove(cookie);
-    let outcome = outcome(ctx, from);
+    let outcome = outcome(ctx, from, flow.started);
     match outcome {
         NEVER_ESTABLISHED => suspect(&flow.key),
         RESET_BY_TARGET => doubt(&flow.key),
@@ -143,8 +142,7 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
     told.write(End {
         flow: *flow,
         cookie,
-        // SAFETY: takes nothing.
-        ended: unsafe { bpf_ktime_get_boot_ns() },
+        ended: now(),
         bytes_up,
         bytes_down,
         // The kernel keeps it in eighths.
@@ -160,12 +158,11 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
 /// What the state that a connection ends in tells: whoever has not said a last byte has given up, or
 /// been given up.
 #[inline(always)]
-fn outcome(ctx: &SockOpsContext, from: u32) -> u32 {
+fn outcome(ctx: &SockOpsContext, from: u32, started: u64) -> u32 {
     match from {
-        // An app may have changed its mind. When a packet was sent again, it had reason to.
-        BPF_TCP_SYN_SENT if ops(ctx).total_retrans > 0 => NEVER_ESTABLISHED,
         BPF_TCP_SYN_SENT => match error(ctx) {
-            Some(0) => RESET_BY_APP,
+            // An app may have changed its mind. One that has waited for so long had reason to.
+            Some(0) if now().saturating_sub(started) < PATIENCE_NS => RESET_BY_APP,
             _ => NEVER_ESTABLISHED,
         },
         BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => IN_ORDER,
@@ -178,6 +175,12 @@ fn outcome(ctx: &SockOpsContext, from: u32) -> u32 {
             Some(_) => RESET_BY_TARGET,
         },
     }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: takes nothing.
+    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 /// The error that the network has brought upon the socket, if that may be known.
@@ -224,10 +227,8 @@ fn bytes(ctx: &SockOpsContext, flow: &Flow, from: u32) -> (u64, u64) {
 #[inline(always)]
 fn suspect(key: &TargetKey) -> Option<()> {
     let target = TARGETS.get_ptr_mut(key)?;
-    // SAFETY: takes nothing.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: a live element; whoever writes last has the newest word on it.
-    unsafe { (*target).suspect_until = now + SUSPICION_NS };
+    unsafe { (*target).suspect_until = now() + SUSPICION_NS };
     // SAFETY: see above.
     unsafe { (*target).survived = 0 };
     Some(())
@@ -239,10 +240,8 @@ fn doubt(key: &TargetKey) -> Option<()> {
     let target = TARGETS.get_ptr_mut(key)?;
     // SAFETY: a field of a live element.
     if unsafe { (*target).survived } < SURVIVALS {
-        // SAFETY: takes nothing.
-        let now = unsafe { bpf_ktime_get_boot_ns() };
         // SAFETY: a live element; whoever writes last has the newest word on it.
-        unsafe { (*target).doubt_until = now + DOUBT_NS };
+        unsafe { (*target).doubt_until = now() + DOUBT_NS };
     }
     Some(())
 }

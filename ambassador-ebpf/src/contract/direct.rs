@@ -62,6 +62,8 @@ pub const SUSPICION_NS: u64 = 5_000_000_000;
 /// For how long an address whose server has ended a connection is not led to, while there are others: the
 /// server may be gone, which user space can find out without any app noticing.
 pub const DOUBT_NS: u64 = 1_000_000_000;
+/// An app that gives up a connect sooner says nothing of its target.
+pub const PATIENCE_NS: u64 = 200_000_000;
 /// After so many ends of its own that it survived, a server's ends say nothing any more.
 pub const SURVIVALS: u64 = 8;
 
