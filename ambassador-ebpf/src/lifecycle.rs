@@ -48,7 +48,7 @@ pub(crate) fn lifecycle(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => begin(&ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => establish(&ctx),
-        BPF_SOCK_OPS_RTO_CB => suspect_silence(&ctx),
+        BPF_SOCK_OPS_RTO_CB => notice_silence(&ctx),
         BPF_SOCK_OPS_STATE_CB => match (ctx.arg(0), ctx.arg(1)) {
             (from, BPF_TCP_CLOSE) => end(&ctx, from),
             (_, BPF_TCP_FIN_WAIT2) => await_fin(&ctx),
@@ -96,13 +96,15 @@ fn establish(ctx: &SockOpsContext) -> Option<()> {
     inserted.ok()
 }
 
-/// A packet was sent again. If it was the first one, the target does not answer.
+/// A packet was sent again. If it was the first one, the target does not answer; of one that has answered
+/// before it is not certain.
 #[inline(always)]
-fn suspect_silence(ctx: &SockOpsContext) -> Option<()> {
-    if ops(ctx).state == BPF_TCP_SYN_SENT {
-        suspect(&flow(ctx)?.key)?;
+fn notice_silence(ctx: &SockOpsContext) -> Option<()> {
+    match ops(ctx).state {
+        BPF_TCP_SYN_SENT => suspect(&flow(ctx)?.key),
+        BPF_TCP_ESTABLISHED => doubt(&flow(ctx)?.key),
+        _ => Some(()),
     }
-    Some(())
 }
 
 /// From here on only the peer's FIN can come, if that is all it still has to say.
@@ -234,7 +236,8 @@ fn suspect(key: &TargetKey) -> Option<()> {
     Some(())
 }
 
-/// The target has ended a connection, as it does when it is about to go, and at many other times.
+/// The target has ended a connection, or is silent on one, as when it goes or has gone, and at many other
+/// times.
 #[inline(always)]
 fn doubt(key: &TargetKey) -> Option<()> {
     let target = TARGETS.get_ptr_mut(key)?;

@@ -21,6 +21,8 @@ use crate::{config, probe};
 const DOUBT: Duration = Duration::from_millis(200);
 /// Within so long the first check begins.
 const FIRST: Duration = Duration::from_secs(1);
+/// A check that speaks against a host is repeated after this part of the interval.
+const IN_DOUBT: u32 = 5;
 /// Between two tries of a host while no other is sure to work, and of any ten of them.
 const URGENT: Duration = Duration::from_millis(500);
 
@@ -136,7 +138,9 @@ async fn check(
             Err(format!("no answer within {}", humantime::format_duration(rules.timeout)))
         });
         upstream.checked(&host, &rules, found);
-        sleep(rules.interval.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+        let doubted = host.health().is_doubted();
+        let rest = if doubted { rules.interval / IN_DOUBT } else { rules.interval };
+        sleep(rest.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
     }
 }
 

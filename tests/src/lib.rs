@@ -7,7 +7,8 @@
 //!   [`kernel`] that is watched.
 //! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], the [`way`]
 //!   a test's connections take, and the simplest case of it, a [`front`].
-//! - The other ends: [`peer`]s at an [`address`], their [`readiness`], an [`echo`], and real [`server`]s.
+//! - The other ends: [`peer`]s at an [`address`], their [`readiness`], an [`echo`], and real [`server`]s; a [`pool`] of
+//!   clients.
 
 pub mod address;
 pub mod ambassador;
@@ -22,6 +23,7 @@ pub mod peer;
 pub mod place;
 pub mod pod;
 pub mod podman;
+pub mod pool;
 pub mod process;
 pub mod readiness;
 pub mod server;

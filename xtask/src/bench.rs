@@ -3,6 +3,7 @@
 mod catalogue;
 mod chart;
 mod cpu;
+mod failing;
 mod family;
 mod gallery;
 mod limits;
@@ -23,12 +24,13 @@ use std::time::{Duration, Instant, SystemTime};
 use ::ambassador::bench::cpu::{Cpus, Strangers};
 use ::ambassador::bench::progress::Progress;
 use ambassador_tests::ambassador;
+use ambassador_tests::pod::is_root;
 use ambassador_tests::server::{find, missing};
 use anyhow::{Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{packages, release, setup};
-use catalogue::{LOADS, Load, Service};
+use catalogue::{Kind, LOADS, Load, Service};
 use load::Scale;
 use machine::Machine;
 use report::Report;
@@ -201,6 +203,10 @@ impl Options {
                 let why = format!("{program} is not installed");
                 loads = without(loads, |load| load.service() == service, &why, notes);
             }
+        }
+        if !is_root() || missing(&["nft"]).is_some() {
+            let filtered = |load: &Load| matches!(load.kind, Kind::Failover { failure, .. } if failure.is_on_the_way());
+            loads = without(loads, filtered, "the packet filter needs root, and nft", notes);
         }
         let why = format!("only {descriptors} files may be open");
         without(loads, |load| load.descriptors() > descriptors, &why, notes)

@@ -100,6 +100,11 @@ impl Health {
         self.checks.settled = true;
     }
 
+    /// Whether the last check speaks against a host that is not down yet.
+    pub fn is_doubted(&self) -> bool {
+        self.checks.down.is_none() && self.checks.against > 0
+    }
+
     /// It is not checked any more.
     pub fn unchecked(&mut self) {
         self.checks = Checks::default();
@@ -199,10 +204,11 @@ mod tests {
         health.passed(2, now);
         for _ in 0..2 {
             health.failed(3, "refused");
-            assert!(health.is_good());
+            assert!(health.is_good() && health.is_doubted());
         }
         health.failed(3, "refused");
         assert_eq!(health.to_string(), "down: refused");
+        assert!(!health.is_doubted());
         health.passed(2, now);
         health.failed(3, "reset");
         health.passed(2, now);

@@ -20,7 +20,7 @@ pub struct Postgres {
     pub address: SocketAddr,
     /// The Unix socket where it listens too.
     pub socket: Address,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// The password of `postgres` where one is asked for.
@@ -96,6 +96,8 @@ impl Postgres {
                 .arg("-c")
                 .arg(format!("unix_socket_directories={}", home.path().display()))
                 .args(["-c", "fsync=off", "-c", "max_connections=100"])
+                // In its directory, which goes with it however it ends.
+                .args(["-c", "dynamic_shared_memory_type=mmap"])
                 .args(encryption),
         )?;
         // The socket exists before its server answers; a session proves that it does.
@@ -111,7 +113,22 @@ impl Postgres {
             )?;
             Ok(ready.finish(START)?.status.success().then_some(()))
         })?;
-        Ok(Self { process, address, socket: Address::Unix(socket), _directory: home.directory })
+        Ok(Self { process, address, socket: Address::Unix(socket), directory: home.directory })
+    }
+}
+
+impl Postgres {
+    /// Removes the segment by which it is told to be running, if it has been killed; else that is gone, and
+    /// so is the file whose seventh line ends in its number.
+    fn remove_shared_memory(&self) -> Result<()> {
+        let file = self.directory.path().join("data/postmaster.pid");
+        let told = std::fs::read_to_string(file).context("read postmaster.pid")?;
+        let line = told.lines().nth(6).context("find the segment")?;
+        let segment = line.split_whitespace().last().context("find the segment")?;
+        let segment = segment.parse().context("parse the segment")?;
+        // SAFETY: takes no memory of ours.
+        unsafe { libc::shmctl(segment, libc::IPC_RMID, std::ptr::null_mut()) };
+        Ok(())
     }
 }
 
@@ -122,5 +139,6 @@ impl Drop for Postgres {
         let _ = self.process.signal(libc::SIGQUIT).and_then(|()| {
             until("the end of PostgreSQL", Duration::from_secs(10), || self.process.ended())
         });
+        let _ = self.remove_shared_memory();
     }
 }

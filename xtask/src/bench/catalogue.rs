@@ -1,10 +1,13 @@
 //! The loads there are, a line each: what a run without `--only` measures, in this order.
 
 use ambassador::bench::load::transfer::Direction;
+use ambassador_tests::pool::Dialect;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::failing::Failure;
 
 /// Every load.
 pub(crate) const LOADS: &[Load] = &[
@@ -57,6 +60,34 @@ pub(crate) const LOADS: &[Load] = &[
         round_trips(64, 64),
     ),
     over(1000, "reload", "A reload that moves one of 1,000 routes, under traffic", Kind::Reload),
+    full("redis-killed", "Redis is killed", failover(Dialect::Redis, Failure::Killed)),
+    full("redis-stopped", "Redis stops to answer", failover(Dialect::Redis, Failure::Stopped)),
+    full(
+        "redis-unreachable",
+        "Redis cannot be reached any more",
+        failover(Dialect::Redis, Failure::Unreachable),
+    ),
+    full(
+        "redis-resetting",
+        "Redis accepts connections and resets them",
+        failover(Dialect::Redis, Failure::Resetting),
+    ),
+    full("postgres-killed", "PostgreSQL is killed", failover(Dialect::Postgres, Failure::Killed)),
+    full(
+        "postgres-stopped",
+        "PostgreSQL stops to answer",
+        failover(Dialect::Postgres, Failure::Stopped),
+    ),
+    full(
+        "postgres-unreachable",
+        "PostgreSQL cannot be reached any more",
+        failover(Dialect::Postgres, Failure::Unreachable),
+    ),
+    full(
+        "postgres-resetting",
+        "PostgreSQL accepts connections and resets them",
+        failover(Dialect::Postgres, Failure::Resetting),
+    ),
 ];
 
 const fn quick(name: &'static str, title: &'static str, kind: Kind) -> Load {
@@ -77,6 +108,10 @@ const fn round_trips(connections: usize, size: usize) -> Kind {
 
 const fn transfer(direction: Direction, streams: u16) -> Kind {
     Kind::Transfer { direction, streams }
+}
+
+const fn failover(dialect: Dialect, failure: Failure) -> Kind {
+    Kind::Failover { dialect, failure }
 }
 
 /// Something that can be measured, by a name.
@@ -113,6 +148,8 @@ pub(crate) enum Kind {
     StartUp,
     /// Another configuration for the proxy, while others go on.
     Reload,
+    /// The first of two servers fails.
+    Failover { dialect: Dialect, failure: Failure },
 }
 
 /// Who answers.
@@ -130,8 +167,10 @@ impl Load {
     /// Who answers it.
     pub(crate) fn service(self) -> Service {
         match self.kind {
-            Kind::Redis { .. } => Service::Redis,
-            Kind::Postgres { .. } => Service::Postgres,
+            Kind::Redis { .. } | Kind::Failover { dialect: Dialect::Redis, .. } => Service::Redis,
+            Kind::Postgres { .. } | Kind::Failover { dialect: Dialect::Postgres, .. } => {
+                Service::Postgres
+            }
             _ => Service::BuiltIn,
         }
     }

@@ -4,6 +4,7 @@
 //! A load either gives its figures or fails: a reply that is lost or wrong, or no progress for
 //! [`STALL`](ambassador::bench::load::STALL), is never just a slow result.
 
+pub(crate) mod failover;
 pub(crate) mod idle;
 pub(crate) mod pgbench;
 pub(crate) mod redis;
@@ -12,6 +13,7 @@ pub(crate) mod start_up;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ambassador::bench::cpu::Cpus;
@@ -22,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Kind, Load};
 use super::cpu::{Reading, Spent};
+use super::failing::Failing;
 use super::subject::reload::Reload;
 
 /// One number that a load gives.
@@ -46,6 +49,8 @@ pub(crate) struct Target {
     pub(crate) started: Instant,
     /// How it is told that a route has moved, if that is to be done.
     pub(crate) reload: Option<Reload>,
+    /// The server that is to fail, and where the one is that takes over, if that is to be done.
+    pub(crate) failing: Option<Arc<(Failing, SocketAddr)>>,
     /// The CPUs that do the work.
     pub(crate) cpus: Cpus,
 }
@@ -129,6 +134,16 @@ impl Load {
                     ]
                 }
             }
+            Kind::Failover { .. } => {
+                const {
+                    &[
+                        figure("first success ms", 1, '↓'),
+                        figure("all served ms", 1, '↓'),
+                        figure("failed calls", 0, '↓'),
+                        figure("not connected", 0, '↓'),
+                    ]
+                }
+            }
         }
     }
 
@@ -191,6 +206,16 @@ impl Load {
                     tails[1].zip(tails[0]).map(|(meanwhile, before)| meanwhile / before),
                 ];
                 Ok(self.outcome(values, None, Some(meanwhile)))
+            }
+            Kind::Failover { dialect, .. } => {
+                let failed_over = failover::run(target, dialect)?;
+                let values = [
+                    failed_over.first.as_secs_f64() * 1e3,
+                    failed_over.all.as_secs_f64() * 1e3,
+                    failed_over.failed as f64,
+                    failed_over.not_connected as f64,
+                ];
+                Ok(self.outcome(values.map(Some), None, None))
             }
         }
     }
@@ -260,6 +285,7 @@ mod tests {
             proxy: None,
             started: Instant::now(),
             reload: None,
+            failing: None,
             cpus,
         }
     }

@@ -1,5 +1,7 @@
 //! README's section about performance, made from a run, so that it says what was measured and nothing else.
 
+mod failover;
+
 use std::fs;
 
 use ambassador::bench::table::{Table, short};
@@ -14,8 +16,15 @@ use super::targets;
 use crate::workspace;
 
 /// Between these lines of README everything is replaced.
-const BEGIN: &str = "<!-- from `cargo xtask bench --report` -->";
-const END: &str = "<!-- end of what is from `cargo xtask bench --report` -->";
+const MARKS: Marks = Marks(
+    "<!-- from `cargo xtask bench --report` -->",
+    "<!-- end of what is from `cargo xtask bench --report` -->",
+);
+/// And between these by a run in which servers fail.
+const OF_FAILOVER: Marks = Marks(
+    "<!-- of failover, from `cargo xtask bench --report` -->",
+    "<!-- end of what is of failover, from `cargo xtask bench --report` -->",
+);
 /// Where its charts are: they are in the repository because README shows them.
 const CHARTS: &str = "xtask/charts";
 /// The charts that it shows, of loads that a run has.
@@ -36,10 +45,31 @@ const ROUNDS: u16 = 3;
 /// A difference below this may be chance.
 const CHANCE: f64 = 0.03;
 
-/// Replaces the section, and the charts that it shows.
+/// The lines around a part of README.
+struct Marks(&'static str, &'static str);
+
+/// Replaces what the run is about: the section with the charts that it shows, and what it tells of failover.
 pub(crate) fn rewrite(report: &Report) -> Result<()> {
-    ensure!(!report.disturbed, "the run was disturbed by other programs: not to be published");
     ensure!(rounds(report) >= ROUNDS, "fewer than {ROUNDS} rounds: not to be published");
+    let path = workspace::root().join("README.md");
+    let mut readme = fs::read_to_string(&path).context("read README.md")?;
+    if let Some(section) = failover::section(report) {
+        readme = replaced(&readme, &OF_FAILOVER, &section)?;
+    }
+    if lasting(report).next().is_some() {
+        ensure!(!report.disturbed, "the run was disturbed by other programs: not to be published");
+        readme = replaced(&readme, &MARKS, &section(report, &put_charts(report)?))?;
+    }
+    fs::write(&path, readme).context("write README.md")
+}
+
+/// The loads in which no server fails.
+fn lasting(report: &Report) -> impl Iterator<Item = Load> {
+    report.loads.iter().copied().filter(|load| !failover::is_one(load))
+}
+
+/// Replaces the charts; returns the names of those there are.
+fn put_charts(report: &Report) -> Result<Vec<&'static str>> {
     let root = workspace::root();
     let charts: Vec<_> =
         gallery::charts(report).into_iter().filter(|(name, _)| SHOWN.contains(name)).collect();
@@ -52,18 +82,15 @@ pub(crate) fn rewrite(report: &Report) -> Result<()> {
         fs::write(directory.join(format!("{name}.svg")), chart)
             .with_context(|| format!("write {CHARTS}/{name}.svg"))?;
     }
-    let names: Vec<&str> = charts.iter().map(|(name, _)| *name).collect();
-    let path = root.join("README.md");
-    let readme = fs::read_to_string(&path).context("read README.md")?;
-    fs::write(&path, replaced(&readme, &section(report, &names))?).context("write README.md")
+    Ok(charts.into_iter().map(|(name, _)| name).collect())
 }
 
 /// The text with another section between its marks.
-fn replaced(readme: &str, section: &str) -> Result<String> {
+fn replaced(readme: &str, Marks(begin, end): &Marks, section: &str) -> Result<String> {
     let (before, rest) =
-        readme.split_once(BEGIN).with_context(|| format!("find {BEGIN} in README.md"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("find {END} in README.md"))?;
-    Ok(format!("{before}{BEGIN}\n{section}{END}{after}"))
+        readme.split_once(begin).with_context(|| format!("find {begin} in README.md"))?;
+    let (_, after) = rest.split_once(end).with_context(|| format!("find {end} in README.md"))?;
+    Ok(format!("{before}{begin}\n{section}{end}{after}"))
 }
 
 fn section(report: &Report, charts: &[&str]) -> String {
@@ -119,15 +146,16 @@ fn overview(
     label: impl Fn(Load, &Figure) -> String,
 ) -> Table {
     let carried = |subject: &&String| {
-        report.loads.iter().filter(|&&load| report.results.has(load, subject)).count()
+        lasting(report).filter(|&load| report.results.has(load, subject)).count()
     };
+    let loads = lasting(report).count();
     let (general, special): (Vec<&String>, Vec<_>) =
-        report.subjects.iter().partition(|subject| carried(subject) * 2 > report.loads.len());
+        report.subjects.iter().partition(|subject| carried(subject) * 2 > loads);
     let mut headings = vec![String::new()];
     headings.extend(general.iter().map(|subject| subject.replace("ambassador ", "")));
     headings.push("others".into());
     let mut table = Table::new(headings);
-    for &load in &report.loads {
+    for load in lasting(report) {
         let Some(figure) = figure(load) else { continue };
         let cell = |subject: &str| match report.results.cell(load, subject, figure.name) {
             Cell::Nothing => String::new(),
@@ -175,16 +203,16 @@ fn behind(report: &Report, subject: &str, other: &str) -> Vec<String> {
         let other = report.results.median(load, other, figure.name)?;
         (other > 0.0).then(|| value / other)
     };
-    let worse = |load: &&Load| {
+    let worse = |load: &Load| {
         let figure = &load.figures()[0];
-        ratio(figure, **load).is_some_and(|ratio| match figure.better {
+        ratio(figure, *load).is_some_and(|ratio| match figure.better {
             '↑' => ratio < 1.0 - CHANCE,
             _ => ratio > 1.0 + CHANCE,
         })
     };
-    let loads = report.loads.iter().filter(worse);
-    loads
-        .filter_map(|&load| {
+    lasting(report)
+        .filter(worse)
+        .filter_map(|load| {
             Some(format!("{} ({:.2} ×)", load.name, ratio(&load.figures()[0], load)?))
         })
         .collect()
@@ -197,18 +225,19 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_marks_is_replaced() {
-        let readme = format!("# x\n{BEGIN}\nold\n{END}\nrest\n");
-        let new = replaced(&readme, "new\n").expect("both marks");
-        assert_eq!(new, format!("# x\n{BEGIN}\nnew\n{END}\nrest\n"));
-        assert_eq!(replaced(&new, "new\n").expect("both marks"), new);
-        assert!(replaced("# x\n", "new\n").is_err());
+        let Marks(begin, end) = MARKS;
+        let readme = format!("# x\n{begin}\nold\n{end}\nrest\n");
+        let new = replaced(&readme, &MARKS, "new\n").expect("both marks");
+        assert_eq!(new, format!("# x\n{begin}\nnew\n{end}\nrest\n"));
+        assert_eq!(replaced(&new, &MARKS, "new\n").expect("both marks"), new);
+        assert!(replaced(&new, &OF_FAILOVER, "new\n").is_err());
     }
 
     #[test]
     fn the_readme_has_the_marks() {
         let readme =
             fs::read_to_string(workspace::root().join("README.md")).expect("read README.md");
-        assert!(replaced(&readme, "").is_ok());
+        assert!([MARKS, OF_FAILOVER].iter().all(|marks| replaced(&readme, marks, "").is_ok()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -10,13 +11,16 @@ use ambassador::bench::cpu::{self, Cpus};
 use ambassador::bench::upstream::Upstream;
 use ambassador_tests::place::Place;
 use ambassador_tests::pod::{Pod, is_root};
+use ambassador_tests::pool::Dialect;
 use ambassador_tests::process::Process;
 use ambassador_tests::server::postgres::Postgres;
 use ambassador_tests::server::redis::Redis;
 use anyhow::{Context, Result};
 
-use super::catalogue::{Load, Service};
+use super::catalogue::{Kind, Load, Service};
+use super::failing::Failing;
 use super::load::{Outcome, Scale, Target, pgbench};
+use super::subject::standby::Standby;
 use super::subject::{Order, Subject};
 
 /// Enough that a port has rested when it is used again.
@@ -56,7 +60,7 @@ impl Scene {
                         all traffic stays on one loopback";
             scene.notes.push(note.into());
         }
-        if loads.iter().any(|load| load.service() == Service::Postgres) {
+        if loads.iter().any(|load| matches!(load.kind, Kind::Postgres { .. })) {
             scene.postgres = Some(scene.at_upstream(|place| {
                 let postgres = Postgres::start(place)?;
                 pgbench::prepare(postgres.address)?;
@@ -88,11 +92,44 @@ impl Scene {
             order.elsewhere = order.listen.split_off(load.routes).pop();
             self.through(subject, order, |target| load.run(&target, scale))
         };
+        if let Kind::Failover { dialect, failure } = load.kind {
+            let fail_over = |(process, primary), address| {
+                let failing = Failing::new(failure, &self.pod.upstream, process, primary);
+                self.fail_over(subject, load, scale, failing, Standby { address, dialect })
+            };
+            return match dialect {
+                Dialect::Redis => {
+                    let [primary, standby] = self.two(Redis::start)?;
+                    fail_over((primary.process.id(), primary.address), standby.address)
+                }
+                Dialect::Postgres => {
+                    let [primary, standby] = self.two(Postgres::start)?;
+                    fail_over((primary.process.id(), primary.address), standby.address)
+                }
+            };
+        }
         match load.service() {
             Service::BuiltIn => run(self.built_in()?.address()),
             Service::Redis => run(self.at_upstream(Redis::start)?.address),
             Service::Postgres => run(self.postgres.as_ref().context("find PostgreSQL")?.address),
         }
+    }
+
+    /// The same with a server that fails, and one that takes over.
+    fn fail_over(
+        &self,
+        subject: &Subject,
+        load: Load,
+        scale: Scale,
+        failing: Failing,
+        standby: Standby,
+    ) -> Result<Outcome> {
+        let mut order = self.one_route(failing.address);
+        order.standby = Some(standby);
+        self.through(subject, order, |target| {
+            let failing = Some(Arc::new((failing, standby.address)));
+            load.run(&Target { failing, ..target }, scale)
+        })
     }
 
     /// The built-in upstream, started.
@@ -112,7 +149,7 @@ impl Scene {
         let mut listen: Vec<_> =
             ports.map(|&port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
         let admin = listen.pop().expect("one more than there are routes");
-        Order { listen, elsewhere: None, upstream, admin, connections }
+        Order { listen, elsewhere: None, upstream, standby: None, admin, connections }
     }
 
     /// Does something that a client does, through one subject, at the pod.
@@ -129,6 +166,7 @@ impl Scene {
                 proxy: way.proxy.as_ref().map(Process::id),
                 started: way.started,
                 reload: way.reload.clone(),
+                failing: None,
                 cpus: self.cpus,
             };
             let done = act(target);
@@ -137,6 +175,11 @@ impl Scene {
             }
             done
         })
+    }
+
+    /// Two servers of a kind, where the upstream is.
+    fn two<S: Send>(&self, start: fn(&Place) -> Result<S>) -> Result<[S; 2]> {
+        Ok([self.at_upstream(start)?, self.at_upstream(start)?])
     }
 
     /// Does something where the upstream is.

@@ -2,6 +2,7 @@
 
 pub(crate) mod peer;
 pub(crate) mod reload;
+pub(crate) mod standby;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -19,10 +20,11 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::catalogue::Load;
+use super::catalogue::{Kind, Load};
 use super::family;
 use peer::Peer;
 use reload::{Reload, Version};
+use standby::Standby;
 
 /// Tiers that act on the clients' sockets, which must be in the cgroup that they are attached to.
 pub(crate) const KERNEL_TIERS: [&str; 2] = ["direct", "sockmap"];
@@ -59,6 +61,8 @@ pub(crate) struct Order {
     pub(crate) elsewhere: Option<SocketAddr>,
     /// Where all of its routes lead.
     pub(crate) upstream: SocketAddr,
+    /// What they lead to when that fails.
+    pub(crate) standby: Option<Standby>,
     /// Where it may listen for other purposes.
     pub(crate) admin: SocketAddr,
     /// For how many connections at once it must have room.
@@ -91,9 +95,13 @@ impl Subject {
 
     /// Whether it can carry a load at all.
     pub(crate) fn carries(&self, load: Load) -> bool {
+        let fails_over = matches!(load.kind, Kind::Failover { .. });
         match self {
-            Self::NoProxy | Self::Ambassador { .. } => true,
-            Self::Peer { peer, .. } => peer.carries(load),
+            Self::NoProxy => !fails_over,
+            // On that way connections are made by `splice`, too.
+            Self::Ambassador { tier, .. } => !fails_over || tier != "copy",
+            Self::Peer { peer: Peer::Haproxy, .. } => true,
+            Self::Peer { peer, .. } => !fails_over && peer.carries(load),
         }
     }
 
@@ -140,7 +148,7 @@ impl Subject {
     fn configuration(&self, order: &Order, home: &Path) -> Result<String> {
         match self {
             Self::Peer { peer, .. } => peer.configuration(order, home),
-            Self::Ambassador { .. } if order.elsewhere.is_some() => Ok(ambassador_file(order)),
+            Self::Ambassador { .. } if order.takes_a_file() => Ok(ambassador_file(order)),
             Self::Ambassador { .. } | Self::NoProxy => Ok(String::new()),
         }
     }
@@ -164,7 +172,7 @@ impl Subject {
             Self::Ambassador { binary, tier } => {
                 let mut command = Command::new(binary);
                 command.arg("run");
-                if order.elsewhere.is_some() {
+                if order.takes_a_file() {
                     command.arg("--config").arg(file);
                 } else {
                     for listen in &order.listen {
@@ -185,6 +193,11 @@ impl Subject {
 }
 
 impl Order {
+    /// Whether the ambassador's flags cannot say it.
+    fn takes_a_file(&self) -> bool {
+        self.elsewhere.is_some() || self.standby.is_some()
+    }
+
     /// The same with the last route elsewhere, if that is to be.
     fn moved(&self) -> Option<Self> {
         let mut moved = self.clone();
@@ -200,7 +213,11 @@ fn ambassador_file(order: &Order) -> String {
         routes += &format!(
             "  - {{ name: route{number}, listen: [\"{listen}\"], upstream: upstream{number} }}\n"
         );
-        upstreams += &format!("  upstream{number}: {{ endpoints: [\"{}\"] }}\n", order.upstream);
+        let upstream = match order.standby {
+            Some(standby) => standby::ambassador(order, standby),
+            None => format!("endpoints: [\"{}\"]", order.upstream),
+        };
+        upstreams += &format!("  upstream{number}: {{ {upstream} }}\n");
     }
     format!("version: 1\nroutes:\n{routes}upstreams:\n{upstreams}")
 }

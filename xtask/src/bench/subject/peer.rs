@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use rustix::process::Signal;
 
-use super::Order;
+use super::{Order, standby};
 use crate::bench::catalogue::{Load, Service};
 
 /// A proxy.
@@ -164,10 +164,11 @@ impl Peer {
             order.connections + 500
         );
         for (number, listen) in order.listen.iter().enumerate() {
-            text += &format!(
-                "listen route{number}\n    bind {listen}\n    server upstream {}\n",
-                order.upstream
-            );
+            let servers = match order.standby {
+                Some(standby) => standby::haproxy(order, standby),
+                None => format!("    server upstream {}\n", order.upstream),
+            };
+            text += &format!("listen route{number}\n    bind {listen}\n{servers}");
         }
         text
     }
