@@ -5,14 +5,15 @@
 //! - Waiting and doubt: [`wait`], [`skip`], [`noise`].
 //! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`], real containers by [`podman`], and a
 //!   [`kernel`] that is watched.
-//! - The product under test: [`ambassador`], seen through [`http`] and [`metrics`], the [`way`]
+//! - The product under test: [`ambassador`], seen through [`http`], [`metrics`] and its [`pins`], the [`way`]
 //!   a test's connections take, and the simplest case of it, a [`front`].
-//! - The other ends: [`peer`]s at an [`address`], their [`readiness`], an [`echo`], and real [`server`]s; a [`pool`] of
-//!   clients.
+//! - The other ends: [`peer`]s at an [`address`], their [`readiness`] and [`conversation`]s, an [`echo`], real
+//!   [`server`]s, and a [`pool`] of clients.
 
 pub mod address;
 pub mod ambassador;
 pub mod cgroup;
+pub mod conversation;
 pub mod echo;
 pub mod front;
 pub mod http;
@@ -20,6 +21,7 @@ pub mod kernel;
 pub mod metrics;
 pub mod noise;
 pub mod peer;
+pub mod pins;
 pub mod place;
 pub mod pod;
 pub mod podman;

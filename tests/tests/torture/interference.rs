@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::scope;
 
 use ambassador_tests::address::Family;
+use ambassador_tests::conversation::Plan;
 use ambassador_tests::needs;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::wait::until_true;
 use ambassador_tests::way::{Way, Wire};
 use anyhow::{Context, Result};
 
-use crate::conversation::Plan;
 use crate::{Torture, alone};
 
 #[test]

@@ -5,21 +5,19 @@
 //! By default it is a slice of some seconds a way; `AMBASSADOR_TORTURE=full` is all of it. What each
 //! connection does follows from a seed, which is printed; `AMBASSADOR_TORTURE_SEED` repeats it.
 
-mod conversation;
 mod interference;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::scope;
 use std::time::{Duration, Instant, SystemTime};
 
+use ambassador_tests::conversation::Plan;
 use ambassador_tests::kernel::Kernel;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::on_every_way;
 use ambassador_tests::way::{Way, Wire};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-
-use conversation::Plan;
 
 on_every_way! { tcp: Tcp; every_byte_survives }
 on_every_way! { auto: Auto; every_byte_survives }

@@ -1,15 +1,17 @@
 //! One conversation: what both ends say, hear and do, all of it from a seed, and every byte checked.
+//!
+//! Both ends may be in one process, or the seed is all that one tells the other.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
-use ambassador_tests::noise::Noise;
-use ambassador_tests::peer::Peer;
-use ambassador_tests::readiness::Readiness;
-use ambassador_tests::wait::SOON;
-use ambassador_tests::way::{Way, Wire};
+use crate::noise::Noise;
+use crate::peer::Peer;
+use crate::readiness::Readiness;
+use crate::wait::SOON;
+use crate::way::{Way, Wire};
 use anyhow::{Context, Result, ensure};
 use rustix::event::epoll::EventFlags;
 
@@ -20,27 +22,40 @@ const LARGEST_PIECE: usize = 256 << 10;
 /// The buffers of a socket that holds little, but more than one packet of a loopback's.
 const NARROW: usize = 128 << 10;
 
+/// What is said of the one thing that must never happen, whoever fails.
+pub const LOST: &str = "lost, repeated or reordered bytes";
+
 /// Who speaks when, and how it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Course {
+pub enum Course {
+    /// Both at the same time.
     BothSpeak,
+    /// The server waits until it has heard all.
     ClientFirst,
+    /// The client waits until it has heard all.
     ServerFirst,
+    /// The client, in the midst of it.
     ClientResets,
+    /// The server, in the midst of it.
     ServerResets,
 }
 
 /// What both ends of a connection are going to do.
-pub(crate) struct Plan {
-    pub(crate) course: Course,
+#[derive(Debug)]
+pub struct Plan {
+    /// Who speaks when.
+    pub course: Course,
     /// So much the client says before the server accepts it.
     early: usize,
-    pub(crate) client: End,
-    pub(crate) server: End,
+    /// What the client does.
+    pub client: End,
+    /// What the server does.
+    pub server: End,
 }
 
 impl Plan {
-    pub(crate) fn of(noise: &mut Noise) -> Self {
+    /// A plan by the next numbers of some noise.
+    pub fn of(noise: &mut Noise) -> Self {
         use Course::*;
         let course = [BothSpeak, BothSpeak, ClientFirst, ServerFirst, ClientResets, ServerResets];
         let course = course[noise.below(6) as usize];
@@ -78,7 +93,7 @@ impl Plan {
     }
 
     /// A conversation that goes on until somebody else cuts it, with resets.
-    pub(crate) fn until_cut(noise: &mut Noise) -> Self {
+    pub fn until_cut(noise: &mut Noise) -> Self {
         let mut plan = Self::of(noise);
         plan.course = Course::BothSpeak;
         for end in [&mut plan.client, &mut plan.server] {
@@ -90,7 +105,8 @@ impl Plan {
         plan
     }
 
-    pub(crate) fn open(&mut self, wire: &Wire) -> Result<(Peer, Peer)> {
+    /// Connects, and accepts.
+    pub fn open(&mut self, wire: &Wire) -> Result<(Peer, Peer)> {
         let client = match wire.road.way {
             // Clients of both kinds, one of which is enrolled.
             Way::Auto | Way::Vouched if self.client.by_events => {
@@ -104,7 +120,7 @@ impl Plan {
 }
 
 /// How an end's part comes to its end.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Close {
     Finishes,
     Resets,
@@ -112,7 +128,8 @@ enum Close {
 }
 
 /// What one end of a connection is going to do.
-pub(crate) struct End {
+#[derive(Debug)]
+pub struct End {
     says: Words,
     hears: Words,
     close: Close,
@@ -128,7 +145,14 @@ pub(crate) struct End {
 }
 
 impl End {
-    pub(crate) fn take_part(mut self, peer: Peer) -> Result<()> {
+    /// How many bytes it is going to say and to hear.
+    pub fn bytes(&self) -> usize {
+        self.says.left + self.hears.left
+    }
+
+    /// Does that, to its end; an error if the other end does anything else, with [`LOST`] in it if that is what
+    /// it said.
+    pub fn take_part(mut self, peer: Peer) -> Result<()> {
         let close = self.close;
         if self.narrow {
             peer.socket().set_recv_buffer_size(NARROW).context("narrow what can be heard")?;
@@ -244,7 +268,7 @@ fn hear(mut peer: &Peer, words: &mut Words, pace: &mut Pace, to_end: bool) -> io
 }
 
 /// What is left to be said, or heard, in one direction.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Words {
     noise: Noise,
     left: usize,
@@ -267,7 +291,7 @@ impl Words {
     fn expect(&mut self, heard: &[u8]) -> io::Result<()> {
         let left = self.left;
         if self.next(heard.len()) != heard {
-            let fault = format!("lost, repeated or reordered bytes, {left} before the end");
+            let fault = format!("{LOST}, {left} before the end");
             return Err(io::Error::other(fault));
         }
         Ok(())
@@ -282,6 +306,7 @@ impl Words {
 }
 
 /// In what pieces, and with which pauses.
+#[derive(Debug)]
 struct Pace {
     rhythm: Noise,
     largest: usize,
