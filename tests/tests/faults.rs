@@ -50,26 +50,52 @@ fn two_capabilities_are_enough() -> Result<()> {
     ambassador.end()
 }
 
-#[test]
-fn a_seccomp_profile_that_forbids_bpf_is_suspected() -> Result<()> {
-    needs!(Direct);
-    if let Some(program) = missing(&["python3"]) {
-        skip!("{program} is not installed");
-    }
-    // Loads the number of the call; if it is bpf(2), EPERM; else goes on.
-    let script = "
+/// Under a filter of system calls in which what `code` says becomes of bpf(2).
+macro_rules! filtered {
+    ($code:literal) => {{
+        if let Some(program) = missing(&["python3"]) {
+            skip!("{program} is not installed");
+        }
+        [
+            "python3",
+            "-c",
+            concat!(
+                "
 import ctypes, os, struct, sys
-code = [(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7fff0000)]
+code = ",
+                $code,
+                "
 code = b''.join(struct.pack('HBBI', *line) for line in code)
 held = ctypes.create_string_buffer(code)
 filter = struct.pack('HxxxxxxQ', len(code) // 8, ctypes.addressof(held))
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter): raise OSError(ctypes.get_errno())
 os.execvp(sys.argv[2], sys.argv[2:])
-";
-    let number = libc::SYS_bpf.to_string();
-    Scene::new()?
-        .is_lower(&["python3", "-c", script, &number], "or a seccomp profile the system call")
+"
+            ),
+            &libc::SYS_bpf.to_string(),
+        ]
+    }};
+}
+
+#[test]
+fn a_seccomp_profile_that_forbids_bpf_is_suspected() -> Result<()> {
+    needs!(Direct);
+    // Loads the number of the call; if it is bpf(2), EPERM; else goes on.
+    let filter = filtered!(
+        "[(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7fff0000)]"
+    );
+    Scene::new()?.is_lower(&filter, "or a seccomp profile the system call")
+}
+
+#[test]
+fn programs_that_the_kernel_rejects_are_enough_for_traffic() -> Result<()> {
+    needs!(Direct);
+    // The same, if its first argument is BPF_PROG_LOAD: EINVAL.
+    let filter = filtered!(
+        "[(0x20, 0, 0, 0), (0x15, 0, 3, int(sys.argv[1])), (0x20, 0, 0, 16), (0x15, 0, 1, 5), (0x06, 0, 0, 0x50016), (0x06, 0, 0, 0x7fff0000)]"
+    );
+    Scene::new()?.is_lower(&filter, "the kernel refused the programs")
 }
 
 #[test]

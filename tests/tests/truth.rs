@@ -105,8 +105,12 @@ impl Scene {
     fn new(way: Way) -> Result<Self> {
         let here = Place::here();
         let routes = [("one", ["a", "b"]), ("two", ["c", "d"])].map(|(name, greetings)| {
-            let [first, second] = greetings.map(Echo::greeting);
-            let (first, second) = (first?, second?);
+            // Not of the ports that clients get: one could be connected to itself while a server is away.
+            let echo = |greeting| -> Result<Echo> {
+                let at = Address::from(SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()?)));
+                Ok(Echo::on(at.listen()?, greeting))
+            };
+            let (first, second) = (echo(greetings[0])?, echo(greetings[1])?);
             Ok(Route {
                 name,
                 address: SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()?)).into(),

@@ -46,6 +46,7 @@ mod ktls;
 mod lowered;
 mod prospect;
 mod reset;
+mod stranger;
 mod tier;
 mod zerocopy;
 
