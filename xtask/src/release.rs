@@ -85,12 +85,14 @@ fn of_target(triple: &str, what: &str) -> String {
     format!("CARGO_TARGET_{}_{what}", triple.replace(['-', '.'], "_").to_uppercase())
 }
 
-/// The executable named in cargo's JSON messages, one a line.
+/// The last executable named in cargo's JSON messages, one a line: a test is built after the binaries that it
+/// may start.
 fn executable(messages: &[u8]) -> Option<PathBuf> {
     messages
         .split(|&byte| byte == b'\n')
         .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
-        .find_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
+        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
+        .last()
 }
 
 #[cfg(test)]
@@ -100,6 +102,7 @@ mod tests {
     #[test]
     fn the_executable_is_read_from_cargos_messages() {
         let messages = br#"{"reason":"compiler-artifact","executable":null}
+{"reason":"compiler-artifact","executable":"/t/release/conversing"}
 {"reason":"compiler-artifact","executable":"/t/release/ambassador"}
 {"reason":"build-finished","success":true}
 "#;
