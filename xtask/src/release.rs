@@ -90,9 +90,9 @@ fn of_target(triple: &str, what: &str) -> String {
 fn executable(messages: &[u8]) -> Option<PathBuf> {
     messages
         .split(|&byte| byte == b'\n')
+        .rev()
         .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
-        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
-        .last()
+        .find_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
 }
 
 #[cfg(test)]
