@@ -317,6 +317,13 @@ impl Default for Dns {
     }
 }
 
+impl Upstream {
+    /// Whether connections to a host that is not good any more are to be ended.
+    pub fn closes_unhealthy(&self) -> bool {
+        self.on_unhealthy == OnUnhealthy::Close
+    }
+}
+
 impl TierLimit {
     /// What both limits allow.
     #[must_use]

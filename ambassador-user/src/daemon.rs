@@ -12,7 +12,7 @@ use tracing::{error, info};
 
 use crate::admin::{control, http};
 use crate::cli::Source;
-use crate::config::{Admin, Config, Control, Listen, OnUnhealthy, Resolved, Tier};
+use crate::config::{Admin, Config, Control, Listen, Resolved, Tier};
 use crate::datapath::kernel::{self, Kernel};
 use crate::direct::Direct;
 use crate::drain;
@@ -104,7 +104,7 @@ fn open_kernel(config: &Config) -> Result<Kernel, String> {
 
 /// Whoever ends connections that the kernel has made, if a route wants that; or why there is nobody.
 fn start_destroyer(config: &Config, kernel: bool) -> Result<Destroyer, String> {
-    let wants = |route: &crate::config::Route| route.upstream.on_unhealthy == OnUnhealthy::Close;
+    let wants = |route: &crate::config::Route| route.upstream.closes_unhealthy();
     if !kernel || !config.routes.iter().any(wants) {
         return Err(
             "no route that the ambassador began with had it, and it has given up CAP_NET_ADMIN, \

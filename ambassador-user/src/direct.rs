@@ -220,20 +220,20 @@ impl Direct {
         let mut state = self.state();
         // Read while nobody else tells it, so that the newest number is told last.
         if let Some(slot) = state.slots.of(route)
-            && let Err(error) = state.tables.carry(slot, to_kernel(ours()))
+            && let Err(error) = state.tables.carry(slot, ours().into())
         {
             debug!("connections of both ways may exceed max_connections: {error:#}");
         }
-        state.tables.route(route).map(|it| from_kernel(&it)).unwrap_or_default()
+        state.tables.route(route).map(Counts::from).unwrap_or_default()
     }
 
     /// The same, of those to one address.
     fn exchange_counts_to(&self, route: u64, address: SocketAddr, ours: Counts) -> Counts {
         let mut state = self.state();
-        if let Err(error) = state.tables.carry_to(route, address, to_kernel(ours)) {
+        if let Err(error) = state.tables.carry_to(route, address, ours.into()) {
             debug!("connections of both ways may exceed per_endpoint: {error:#}");
         }
-        state.tables.target(route, address).map(|it| from_kernel(&it)).unwrap_or_default()
+        state.tables.target(route, address).map(Counts::from).unwrap_or_default()
     }
 
     /// Connections of a route to an endpoint that are open.
@@ -358,13 +358,17 @@ impl State {
     }
 }
 
-fn to_kernel(ours: Counts) -> Carried {
-    Carried { active: ours.active, pending: ours.pending }
+impl From<Counts> for Carried {
+    fn from(Counts { active, pending }: Counts) -> Self {
+        Self { active, pending }
+    }
 }
 
-fn from_kernel(target: &Target) -> Counts {
-    let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
-    Counts { active: count(target.active), pending: count(target.pending) }
+impl From<Target> for Counts {
+    fn from(target: Target) -> Self {
+        let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        Self { active: count(target.active), pending: count(target.pending) }
+    }
 }
 
 /// The routes that the kernel may carry, by their ids.

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Clients, Listen, OnUnhealthy, Target, Tier, TierLimit};
+use crate::config::{self, Clients, Listen, Target, Tier, TierLimit};
 use crate::proxy::splice;
 
 /// The exit code that says so (EX_NOPERM of sysexits.h).
@@ -89,9 +89,8 @@ impl Ladder {
         let mut fits = |tier: Tier| {
             let reason = if limit.allows(tier) {
                 let unfit = unfit(route, tier).map(str::to_owned);
-                let no_end = self.no_end.as_ref().filter(|_| {
-                    tier == Tier::Direct && route.upstream.on_unhealthy == OnUnhealthy::Close
-                });
+                let to_end = tier == Tier::Direct && route.upstream.closes_unhealthy();
+                let no_end = self.no_end.as_ref().filter(|_| to_end);
                 let unfit =
                     unfit.or_else(|| no_end.map(|why| format!("on_unhealthy: close: {why}")));
                 let unasked = (tier == Tier::Sockmap && !asked)

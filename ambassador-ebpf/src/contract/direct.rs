@@ -240,14 +240,14 @@ pub struct End {
 pub const IN_ORDER: u32 = 0;
 /// In [`End::outcome`]: one of the sides gave up.
 pub const RESET: u32 = 1;
+/// In [`End::outcome`]: the target refused, or did not answer.
+pub const NEVER_ESTABLISHED: u32 = 2;
 /// In [`End::outcome`]: the target gave up, or could not be reached any more.
 pub const RESET_BY_TARGET: u32 = 3;
 /// In [`End::outcome`]: the app gave up, be it before it was there.
 pub const RESET_BY_APP: u32 = 4;
 /// In [`End::outcome`]: the ambassador ended it, because its target is lost.
 pub const TARGET_LOST: u32 = 5;
-/// In [`End::outcome`]: the target refused, or did not answer.
-pub const NEVER_ESTABLISHED: u32 = 2;
 
 impl TargetKey {
     /// A route itself.

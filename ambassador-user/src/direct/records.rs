@@ -10,16 +10,16 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::Direct;
-use crate::config::{OnUnhealthy, Tier};
+use crate::config::Tier;
 use crate::datapath::tables::{
-    self, End, Ends, Flow, IN_ORDER, NEVER_ESTABLISHED, RESET_BY_APP, RESET_BY_TARGET, TARGET_LOST,
+    self, End, Ends, IN_ORDER, NEVER_ESTABLISHED, RESET_BY_APP, RESET_BY_TARGET, TARGET_LOST,
     from_kernel,
 };
 use crate::proxy::connection::Outcome;
 use crate::route::Route;
 use crate::sockets;
 use crate::sockets::destroy::Connection;
-use crate::upstream::Upstream;
+use crate::upstream::Endpoint;
 
 /// How long ends are gathered before they are written down. The ring holds more than a node's worth of
 /// them.
@@ -48,11 +48,13 @@ impl Direct {
         open.sort_unstable_by_key(|(_, flow)| flow.started);
         let known = open.into_iter().filter_map(|(cookie, flow)| {
             let route = state.route(flow.key.route)?;
+            let address = from_kernel(flow.key.address);
+            let (endpoint, _) = route.upstream.host_at(address).unzip();
             Some(OpenConnection {
                 cookie,
                 route: Arc::clone(&route.name),
                 peer: from_kernel(flow.local),
-                endpoint: label(&route.upstream, &flow),
+                endpoint: label(endpoint, address),
                 bytes: live.get(&cookie).copied().unwrap_or_default(),
                 age: Duration::from_nanos(now.saturating_sub(flow.started)),
             })
@@ -63,7 +65,7 @@ impl Direct {
     /// Connections to hosts that are not good any more, on routes that do not want those.
     pub(super) fn lost(&self) -> Vec<Connection> {
         let state = self.state();
-        let wants = |it: &Arc<Route>| it.upstream.meant().on_unhealthy == OnUnhealthy::Close;
+        let wants = |it: &Arc<Route>| it.upstream.meant().closes_unhealthy();
         if !state.routes.values().any(wants) {
             return Vec::new();
         }
@@ -71,7 +73,7 @@ impl Direct {
         let lost = open.filter_map(|(cookie, flow)| {
             let upstream = &state.route(flow.key.route)?.upstream;
             let remote = from_kernel(flow.key.address);
-            let unwanted = upstream.meant().on_unhealthy == OnUnhealthy::Close;
+            let unwanted = upstream.meant().closes_unhealthy();
             let (_, host) =
                 upstream.host_at(remote).filter(|(_, host)| unwanted && !host.is_good())?;
             debug!(route = %flow.key.route, host = %host.at, "a connection to a lost host");
@@ -144,7 +146,9 @@ impl Direct {
         let flow = &end.flow;
         // Of an ambassador before this one, with other routes.
         let Some(route) = self.state().route(flow.key.route).map(Arc::clone) else { return };
-        let endpoint = label(&route.upstream, flow);
+        let address = from_kernel(flow.key.address);
+        let (endpoint, host) = route.upstream.host_at(address).unzip();
+        let endpoint = label(endpoint, address);
         let outcome = match end.outcome {
             IN_ORDER => Outcome::Ok,
             NEVER_ESTABLISHED => Outcome::ConnectFailed,
@@ -161,22 +165,15 @@ impl Direct {
         );
         metrics.ended(&endpoint, outcome.name());
         let connect = Duration::from_nanos(flow.established.saturating_sub(flow.started));
-        let known = route.upstream.host_at(from_kernel(flow.key.address));
-        match (outcome, known) {
-            (Outcome::ConnectFailed, Some((_, host))) => {
+        match host {
+            Some(host) if outcome == Outcome::ConnectFailed => {
                 route.upstream.unreached(&host, "an app could not reach it");
             }
-            (Outcome::UpstreamReset, Some((_, host))) if end.bytes_down == 0 => {
-                route.upstream.reset_early(&host);
-            }
-            (outcome, Some((_, host))) if outcome == Outcome::Ok || end.bytes_down > 0 => {
-                route.upstream.kept(&host);
-            }
-            _ => {}
+            Some(host) => outcome.speak_of(&host, &route.upstream, end.bytes_down),
+            None => {}
         }
         if outcome == Outcome::ConnectFailed {
             if let Some(failed) = self.unreachable.say_now() {
-                let address = from_kernel(flow.key.address);
                 warn!(route = %route.name, failed, "an app could not reach {endpoint} ({address})");
             }
         } else if flow.established != 0 {
@@ -215,10 +212,8 @@ impl Direct {
 
 /// The endpoint that an address belongs to, as the user wrote it; or the address, when it no longer
 /// belongs to any.
-fn label(upstream: &Upstream, flow: &Flow) -> Arc<str> {
-    let address = from_kernel(flow.key.address);
-    let known = upstream.host_at(address);
-    known.map_or_else(|| address.to_string().into(), |(endpoint, _)| Arc::clone(endpoint.label()))
+fn label(endpoint: Option<&Arc<Endpoint>>, address: SocketAddr) -> Arc<str> {
+    endpoint.map_or_else(|| address.to_string().into(), |it| Arc::clone(it.label()))
 }
 
 /// Bytes up and down of this namespace's connections, by cookie.

@@ -60,6 +60,9 @@ pub async fn connect(
     circuit: Option<&Circuit>,
 ) -> Result<Connected> {
     let attempts = Attempts { upstream, who, source, circuit };
+    if upstream.connect.hold.is_zero() {
+        return attempts.go_round().await;
+    }
     let give_up = Instant::now() + upstream.connect.hold;
     loop {
         let mut changes = upstream.changes();

@@ -24,7 +24,7 @@ use super::relay::{Broken, Traffic, relay};
 use super::shortcut::{Prospect, Shortcuts};
 use super::socket::Socket;
 use super::splice::PipePool;
-use crate::config::{OnUnhealthy, Tier};
+use crate::config::Tier;
 use crate::metrics::TierMetrics;
 use crate::route::{Admission, Route};
 use crate::upstream::balance::Source;
@@ -200,7 +200,7 @@ impl About {
 
     /// Whether its host is not good any more, and the route wants to do without it then.
     fn is_lost(&self) -> bool {
-        self.route().meant().upstream.on_unhealthy == OnUnhealthy::Close
+        self.route().meant().upstream.closes_unhealthy()
             && self.host.get().is_some_and(|host| !host.is_good())
     }
 
@@ -286,12 +286,7 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
         }
         Err(Broken::Idle) => Outcome::IdleTimeout,
     };
-    match record.outcome {
-        Outcome::UpstreamReset if about.traffic.down() == 0 => route.upstream.reset_early(&host),
-        outcome if outcome == Outcome::Ok || about.traffic.down() > 0 => route.upstream.kept(&host),
-        // The client has left too early to say.
-        _ => {}
-    }
+    record.outcome.speak_of(&host, &route.upstream, about.traffic.down());
 }
 
 impl Peer {

@@ -120,11 +120,8 @@ impl Balancer {
             }
             Self::SourceHash => {
                 let source = source.hash();
-                fit.max_by(|&left, &right| {
-                    let score =
-                        |index| rank(source, field.label(index), field.weight(index) as f64);
-                    score(left).total_cmp(&score(right))
-                })
+                let score = |index: &usize| score(field, *index, source);
+                fit.max_by(|left, right| score(left).total_cmp(&score(right)))
             }
         }
     }
@@ -141,8 +138,7 @@ impl Balancer {
             }
             Self::SourceHash => {
                 let source = Source::Pod.hash();
-                let score =
-                    |index: &usize| rank(source, field.label(*index), field.weight(*index) as f64);
+                let score = |index: &usize| score(field, *index, source);
                 good.sort_by(|left, right| score(right).total_cmp(&score(left)));
             }
             Self::RoundRobin(_) | Self::LeastConnections(_) | Self::RandomTwo => return None,
@@ -181,6 +177,11 @@ fn draw(field: &impl Field, of: &[usize], but: Option<usize>) -> Option<usize> {
 fn busier(field: &impl Field, left: usize, right: usize) -> std::cmp::Ordering {
     let share = |of, other| (field.active(of) + 1) * field.weight(other);
     share(left, right).cmp(&share(right, left))
+}
+
+/// How an endpoint ranks for a source.
+fn score(field: &impl Field, index: usize, source: u64) -> f64 {
+    rank(source, field.label(index), field.weight(index) as f64)
 }
 
 /// Weighted rendezvous hashing: the highest score is taken, and when that one goes only its connections

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use tracing::info;
 
 use super::{About, Connections};
+use crate::upstream::Upstream;
+use crate::upstream::host::Host;
 
 /// How a connection ended, as metrics and access records name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,17 @@ impl Drop for Record {
 }
 
 impl Outcome {
+    /// Tells the upstream what the end of an established connection says of the host that it led to, which
+    /// has sent so many bytes.
+    pub fn speak_of(self, host: &Arc<Host>, upstream: &Upstream, sent: u64) {
+        match self {
+            Self::UpstreamReset if sent == 0 => upstream.reset_early(host),
+            outcome if outcome == Self::Ok || sent > 0 => upstream.kept(host),
+            // The client has left too early to say.
+            _ => {}
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
