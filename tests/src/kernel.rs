@@ -2,11 +2,12 @@
 //! the memory that it lent to sockets.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::skip;
 use crate::wait::until_true;
 
 /// What the complaints of a kernel begin with that has found a fault in itself.
@@ -24,7 +25,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Begins to watch. Where its log cannot be read, says so.
+    /// Begins to watch. Where its log cannot be read, that is a part of the test that is skipped.
     pub fn watch() -> Result<Self> {
         let log = OpenOptions::new()
             .read(true)
@@ -32,8 +33,7 @@ impl Kernel {
             .open("/dev/kmsg")
             .and_then(|mut log| log.seek(SeekFrom::End(0)).map(|_| log));
         if let Err(error) = &log {
-            // Past the capture of a test that passes.
-            let _ = writeln!(io::stderr(), "the kernel's log is not watched: {error}");
+            skip::in_part(&format!("the kernel's log cannot be read: {error}"));
         }
         Ok(Self { log: log.ok(), lent_pages: lent_pages()? })
     }
@@ -86,6 +86,8 @@ fn lent_pages() -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]

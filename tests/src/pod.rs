@@ -64,9 +64,7 @@ macro_rules! pod {
         if !$crate::pod::is_root() {
             $crate::skip!("network namespaces need root");
         }
-        if let Some(program) = $crate::server::missing(&["ip", "nsenter", $($program),*]) {
-            $crate::skip!("{program} is not installed");
-        }
+        $crate::installed!("ip", "nsenter", $($program),*);
         $crate::pod::Pod::new()?
     }};
 }

@@ -12,9 +12,8 @@ use std::thread;
 
 use ambassador_tests::ambassador::{BINARY, Launch};
 use ambassador_tests::place::Place;
-use ambassador_tests::server::missing;
-use ambassador_tests::skip;
 use ambassador_tests::wait::{SOON, until};
+use ambassador_tests::{installed, skip};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -28,9 +27,7 @@ macro_rules! needs_valgrind {
         if std::env::var_os(BINARY).is_none() {
             skip!("it is about the release binary, which `cargo xtask test` builds");
         }
-        if let Some(program) = missing(&["valgrind"]) {
-            skip!("{program} is not installed");
-        }
+        installed!("valgrind");
     };
 }
 

@@ -6,11 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ambassador_tests::ambassador::Ambassador;
+use ambassador_tests::installed;
 use ambassador_tests::place::Place;
 use ambassador_tests::pool::{Call, Dialect, End, Pool};
-use ambassador_tests::server::missing;
 use ambassador_tests::server::redis::Redis;
-use ambassador_tests::skip;
 use ambassador_tests::way::Way;
 use anyhow::{Context, Result, ensure};
 
@@ -31,9 +30,7 @@ fn a_primary_that_hangs_costs_each_connection_one_call() -> Result<()> {
 }
 
 fn fails_over(signal: libc::c_int, at_most: usize) -> Result<()> {
-    if let Some(program) = missing(&["redis-server"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("redis-server");
     for way in Way::proxied()? {
         fails_over_by(way, signal, at_most).with_context(|| format!("{way}"))?;
     }

@@ -15,9 +15,8 @@ use ambassador_tests::cgroup::{self, Cgroup};
 use ambassador_tests::echo::{Echo, greeted};
 use ambassador_tests::place::{BPFFS, Place};
 use ambassador_tests::process::{Process, run};
-use ambassador_tests::server::missing;
 use ambassador_tests::wait::{SOON, until, until_true};
-use ambassador_tests::{needs, skip};
+use ambassador_tests::{installed, needs};
 
 const INSTANCE: &str = "faults";
 const TIER_MISSING: i32 = 77;
@@ -53,9 +52,7 @@ fn two_capabilities_are_enough() -> Result<()> {
 /// Under a filter of system calls in which what `code` says becomes of bpf(2).
 macro_rules! filtered {
     ($code:literal) => {{
-        if let Some(program) = missing(&["python3"]) {
-            skip!("{program} is not installed");
-        }
+        installed!("python3");
         [
             "python3",
             "-c",
@@ -176,9 +173,7 @@ fn without_a_bpffs_the_programs_end_with_the_process() -> Result<()> {
 #[test]
 fn a_program_of_others_that_shares_is_shared_with_and_one_that_does_not_is_named() -> Result<()> {
     needs!(Direct);
-    if let Some(program) = missing(&["bpftool"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("bpftool");
     let (other, mut scene) = (Scene::new()?, Scene::new()?);
     let theirs = Cgroup::new()?;
     let _theirs = other.launch()?.cgroup(theirs.path()).flag("--require", "direct").start()?;
@@ -259,9 +254,7 @@ fn ends_that_are_too_many_at_once_are_counted() -> Result<()> {
 #[test]
 fn full_maps_are_harmless() -> Result<()> {
     needs!(Direct);
-    if let Some(program) = missing(&["bpftool"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("bpftool");
     let scene = Scene::new()?;
     let ambassador = scene.launch()?.in_kernel("direct")?.start()?;
     let first = greeted(&scene.route, 1)?.1;

@@ -5,23 +5,20 @@ use anyhow::{Context, Result, ensure};
 use ambassador_tests::address::{Address, Family};
 use ambassador_tests::ambassador;
 use ambassador_tests::echo::Echo;
+use ambassador_tests::installed;
 use ambassador_tests::place::Place;
 use ambassador_tests::pod;
 use ambassador_tests::process::{Process, run};
 use ambassador_tests::server::dnsmasq::Dnsmasq;
 use ambassador_tests::server::mariadb::Mariadb;
-use ambassador_tests::server::missing;
 use ambassador_tests::server::nginx::Nginx;
 use ambassador_tests::server::postgres::{Kind, PASSWORD, Postgres};
 use ambassador_tests::server::redis::Redis;
-use ambassador_tests::skip;
 use ambassador_tests::wait::{SOON, until_true};
 
 #[test]
 fn redis_answers_ping() -> Result<()> {
-    if let Some(program) = missing(&["redis-server"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("redis-server");
     let redis = Redis::start(&Place::here())?;
     for address in [&redis.address.into(), &redis.socket] {
         well("redis", address, &[])?;
@@ -34,9 +31,7 @@ fn redis_answers_ping() -> Result<()> {
 
 #[test]
 fn redis_is_logged_in_to_with_the_password_of_the_day() -> Result<()> {
-    if let Some(program) = missing(&["redis-server"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("redis-server");
     let here = Place::here();
     let user = ["--user", "probe", "on", ">tuesday", "+ping", "+info"];
     let options = [&["--requirepass", "monday"], &user[..]].concat();
@@ -57,9 +52,7 @@ fn redis_is_logged_in_to_with_the_password_of_the_day() -> Result<()> {
 
 #[test]
 fn redis_that_lost_its_master_is_not_well() -> Result<()> {
-    if let Some(program) = missing(&["redis-server"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("redis-server");
     let here = Place::here();
     let master = Redis::start(&here)?;
     let follow = format!("127.0.0.1 {}", master.address.port());
@@ -78,10 +71,7 @@ fn redis_that_lost_its_master_is_not_well() -> Result<()> {
 
 #[test]
 fn postgres_is_asked_without_a_line_in_its_log() -> Result<()> {
-    let programs = ["initdb", "postgres", "pg_isready", "psql", "openssl"];
-    if let Some(program) = missing(&programs) {
-        skip!("{program} is not installed");
-    }
+    installed!("initdb", "postgres", "pg_isready", "psql", "openssl");
     let kind = Kind { login: "scram-sha-256", standby: false, encrypts: true };
     let postgres = Postgres::start_with(&Place::here(), kind)?;
     let before = postgres.process.stderr();
@@ -103,9 +93,7 @@ fn postgres_is_asked_without_a_line_in_its_log() -> Result<()> {
 
 #[test]
 fn postgres_is_logged_in_to() -> Result<()> {
-    if let Some(program) = missing(&["initdb", "postgres", "pg_isready"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("initdb", "postgres", "pg_isready");
     let secret = tempfile::NamedTempFile::new().context("create a password file")?;
     let file = secret.path().to_str().context("read the file's path")?;
     let who =
@@ -166,9 +154,7 @@ fn mariadb_locks_nobody_out_for_being_probed() -> Result<()> {
 
 #[test]
 fn http_is_judged_by_its_status() -> Result<()> {
-    if let Some(program) = missing(&["nginx"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("nginx");
     let here = Place::here();
     let port = here.port()?;
     let address: Address = std::net::SocketAddr::from((here.ipv4, port)).into();

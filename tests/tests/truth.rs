@@ -16,10 +16,9 @@ use ambassador_tests::noise::Noise;
 use ambassador_tests::peer::Peer;
 use ambassador_tests::pins::Map;
 use ambassador_tests::place::Place;
-use ambassador_tests::server::missing;
 use ambassador_tests::wait::until_true;
 use ambassador_tests::way::Way;
-use ambassador_tests::{needs, skip};
+use ambassador_tests::{installed, needs};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
@@ -45,9 +44,7 @@ fn all_tell_the_same_of_sockmap() -> Result<()> {
 #[test]
 fn all_tell_the_same_of_direct() -> Result<()> {
     needs!(Direct);
-    if let Some(program) = missing(&["bpftool"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("bpftool");
     tells_the_same(Way::Direct)
 }
 

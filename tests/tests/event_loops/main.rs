@@ -9,10 +9,9 @@ use anyhow::{Context, Result};
 
 use ambassador_tests::address::{Address, Family};
 use ambassador_tests::echo::Echo;
+use ambassador_tests::installed;
 use ambassador_tests::place::Place;
 use ambassador_tests::process::run;
-use ambassador_tests::server::missing;
-use ambassador_tests::skip;
 use ambassador_tests::way::{Bytes, Road, Way};
 
 const CONNECTIONS: usize = 16;
@@ -22,17 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn asyncio_is_served() -> Result<()> {
-    if missing(&["python3"]).is_some() {
-        skip!("python3 is not installed");
-    }
+    installed!("python3");
     served(|echo| program("python3", "asyncio_client.py", echo))
 }
 
 #[test]
 fn node_is_served() -> Result<()> {
-    if missing(&["node"]).is_some() {
-        skip!("node is not installed");
-    }
+    installed!("node");
     served(|echo| program("node", "node_client.js", echo))
 }
 

@@ -7,9 +7,8 @@ use ambassador_tests::ambassador::{self, Launch};
 use ambassador_tests::cgroup::{self, Cgroup};
 use ambassador_tests::place::BPFFS;
 use ambassador_tests::process::{Process, run};
-use ambassador_tests::server::missing;
 use ambassador_tests::wait::{SOON, until_true};
-use ambassador_tests::{needs, skip};
+use ambassador_tests::{installed, needs};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -295,9 +294,7 @@ fn loading_removes_what_pods_that_are_gone_left() -> Result<()> {
 #[test]
 fn what_another_version_left_is_replaced_by_who_may_and_refused_by_others() -> Result<()> {
     needs!(Direct);
-    if let Some(program) = missing(&["bpftool"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("bpftool");
     let scene = Scene::new()?;
     scene.load(INSTANCE, cgroup::of_this_process()?)?.success()?;
     let settings = format!("{BPFFS}/ambassador/{INSTANCE}/maps/SETTINGS");

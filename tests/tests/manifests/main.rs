@@ -15,8 +15,8 @@ use ambassador_tests::ambassador;
 use ambassador_tests::place::Place;
 use ambassador_tests::process::{Finished, Process, run};
 use ambassador_tests::server::missing;
-use ambassador_tests::skip;
 use ambassador_tests::wait::SOON;
+use ambassador_tests::{installed, skip};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
@@ -139,9 +139,7 @@ fn every_rule_of_pod_security_can_be_broken() -> Result<()> {
 
 #[test]
 fn the_kernel_tiers_break_no_more_of_pod_security_than_they_say() -> Result<()> {
-    if missing(&["kubectl"]).is_some() {
-        skip!("kubectl is not installed");
-    }
+    installed!("kubectl");
     for mode in ["accelerated", "loader"] {
         let built = says(&build(&overlay(mode))?)?;
         let mut spec = pods(&built).next().context("find the Pod")?.clone();
@@ -290,9 +288,7 @@ fn the_component_takes_five_lines() -> Result<()> {
     let lines =
         blocks.find(|block| block.contains("components:")).context("find the five lines")?;
     ensure!(lines.lines().count() == 5, "{lines}");
-    if missing(&["kubectl"]).is_some() {
-        skip!("kubectl is not installed");
-    }
+    installed!("kubectl");
     let scratch = tempfile::tempdir()?;
     std::os::unix::fs::symlink(root(), scratch.path().join("ambassador"))?;
     fs::copy(root().join("deploy/base/deployment.yaml"), scratch.path().join("deployment.yaml"))?;

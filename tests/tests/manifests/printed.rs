@@ -4,10 +4,9 @@ use std::fs;
 use std::process::Command;
 
 use ambassador_tests::ambassador;
+use ambassador_tests::installed;
 use ambassador_tests::place::Place;
 use ambassador_tests::process::{Finished, Process, run};
-use ambassador_tests::server::missing;
-use ambassador_tests::skip;
 use ambassador_tests::wait::SOON;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -17,9 +16,7 @@ use crate::documents::{MODES, ambassadors, build, containers, overlay, pods, roo
 
 #[test]
 fn what_is_printed_is_what_the_overlays_build() -> Result<()> {
-    if missing(&["kubectl"]).is_some() {
-        skip!("kubectl is not installed");
-    }
+    installed!("kubectl");
     for mode in MODES {
         let printed = says(&manifest(&["--mode", mode, "--route", "5432=db:5432"])?.success()?)?;
         let built = says(&build(&overlay(mode))?)?;
@@ -45,9 +42,7 @@ fn what_is_printed_is_what_the_overlays_build() -> Result<()> {
 
 #[test]
 fn what_is_printed_is_taken_as_a_patch() -> Result<()> {
-    if missing(&["kubectl"]).is_some() {
-        skip!("kubectl is not installed");
-    }
+    installed!("kubectl");
     let scratch = tempfile::tempdir()?;
     let (patch, deployment) =
         (scratch.path().join("sidecar.yaml"), scratch.path().join("app.yaml"));

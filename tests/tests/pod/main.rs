@@ -151,9 +151,7 @@ fn manifest(name: &str) -> Result<String> {
 #[macro_export]
 macro_rules! podman_and_kubectl {
     () => {{
-        if let Some(program) = ambassador_tests::server::missing(&["kubectl", "dnsmasq"]) {
-            ambassador_tests::skip!("{program} is not installed");
-        }
+        ambassador_tests::installed!("kubectl", "dnsmasq");
         ambassador_tests::podman!()
     }};
 }

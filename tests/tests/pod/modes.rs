@@ -6,9 +6,8 @@ use std::process::Command;
 
 use ambassador_tests::podman::Podman;
 use ambassador_tests::process::run;
-use ambassador_tests::server::missing;
-use ambassador_tests::skip;
 use ambassador_tests::wait::SOON;
+use ambassador_tests::{installed, skip};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
@@ -63,9 +62,7 @@ fn loader_leaves_the_sidecar_without_any_privilege() -> Result<()> {
 #[test]
 fn the_seccomp_profile_of_the_readme_is_enough_for_the_kernel_tiers() -> Result<()> {
     const DEFAULT: &str = "/usr/share/containers/seccomp.json";
-    if let Some(program) = missing(&["jq"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("jq");
     if !Path::new(DEFAULT).exists() {
         skip!("podman has no profile of seccomp at {DEFAULT}");
     }

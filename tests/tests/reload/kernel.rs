@@ -12,10 +12,9 @@ use ambassador_tests::echo::Echo;
 use ambassador_tests::peer::Peer;
 use ambassador_tests::place::{BPFFS, Place};
 use ambassador_tests::process::{Process, run};
-use ambassador_tests::server::missing;
 use ambassador_tests::wait::{SOON, until_true};
 use ambassador_tests::way::Way;
-use ambassador_tests::{needs, skip};
+use ambassador_tests::{installed, needs};
 
 use crate::{Route, config, loopback, names, reaches, refuses, route, succeeds};
 
@@ -132,9 +131,7 @@ fn what_was_loaded_without_privileges_follows_and_says_when_it_is_full() -> Resu
 #[test]
 fn the_kernel_s_maps_do_not_fill_up() -> Result<()> {
     needs!(Direct);
-    if let Some(program) = missing(&["bpftool"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("bpftool");
     let place = Place::here().with_bpffs()?;
     let echo = Echo::greeting("e")?;
     let listens = [loopback(&place)?, loopback(&place)?];

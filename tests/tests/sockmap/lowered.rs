@@ -6,13 +6,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use ambassador_tests::address::{Address, Family};
 use ambassador_tests::ambassador::Launch;
+use ambassador_tests::installed;
 use ambassador_tests::needs;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::peer::{Listener, Peer};
 use ambassador_tests::place::{BPFFS, Place};
 use ambassador_tests::process::run;
-use ambassador_tests::server::missing;
-use ambassador_tests::skip;
 use ambassador_tests::wait::{SOON, until_true};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -25,9 +24,7 @@ const INSTANCE: &str = "lowered";
 #[test]
 fn client_enrolled_just_before_its_route_is_lowered_gets_an_ordinary_socket_back() -> Result<()> {
     needs!(Sockmap);
-    if let Some(program) = missing(&["bpftool"]) {
-        skip!("{program} is not installed");
-    }
+    installed!("bpftool");
     let scene = Scene::new()?;
     let ambassador = scene.launch("sockmap")?.start()?;
     let enrol_again = scene.enrolment()?;

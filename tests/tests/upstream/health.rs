@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use ambassador_tests::address::Address;
 use ambassador_tests::ambassador::Ambassador;
+use ambassador_tests::installed;
 use ambassador_tests::place::Place;
-use ambassador_tests::server::missing;
 use ambassador_tests::server::redis::Redis;
-use ambassador_tests::skip;
 use ambassador_tests::wait::until_true;
 use ambassador_tests::way::Way;
 use anyhow::{Context, Result, ensure};
@@ -20,17 +19,9 @@ use crate::ejection::{endpoints_of, until_is};
 const CHECKED: &str = "eject: none
     health: { check: redis, interval: 100ms, timeout: 200ms, fall: 2, rise: 2 }";
 
-macro_rules! needs_redis {
-    () => {
-        if let Some(program) = missing(&["redis-server"]) {
-            skip!("{program} is not installed");
-        }
-    };
-}
-
 #[test]
 fn what_accepts_but_does_not_answer_gets_no_connections_until_it_does() -> Result<()> {
-    needs_redis!();
+    installed!("redis-server");
     for way in Way::proxied()? {
         let [first, second] = two_servers()?;
         let (ambassador, route) = behind(way, [&first, &second], CHECKED)?;
@@ -51,7 +42,7 @@ fn what_accepts_but_does_not_answer_gets_no_connections_until_it_does() -> Resul
 
 #[test]
 fn what_has_the_wrong_role_gets_no_connections() -> Result<()> {
-    needs_redis!();
+    installed!("redis-server");
     let here = Place::here();
     let master = Redis::start(&here)?;
     let port = master.address.port().to_string();
@@ -67,7 +58,7 @@ fn what_has_the_wrong_role_gets_no_connections() -> Result<()> {
 
 #[test]
 fn connections_to_what_is_down_are_closed_where_that_is_wanted() -> Result<()> {
-    needs_redis!();
+    installed!("redis-server");
     for way in Way::proxied()? {
         let [first, second] = two_servers()?;
         let more = format!("{CHECKED}\n    on_unhealthy: close");
@@ -92,7 +83,7 @@ fn connections_to_what_is_down_are_closed_where_that_is_wanted() -> Result<()> {
 
 #[test]
 fn connections_to_what_is_down_stay_by_default() -> Result<()> {
-    needs_redis!();
+    installed!("redis-server");
     for way in by_whom()? {
         let [first, second] = two_servers()?;
         let (ambassador, route) = behind(way, [&first, &second], CHECKED)?;
@@ -108,7 +99,7 @@ fn connections_to_what_is_down_stay_by_default() -> Result<()> {
 
 #[test]
 fn while_nothing_is_healthy_connections_fail_at_once() -> Result<()> {
-    needs_redis!();
+    installed!("redis-server");
     for way in by_whom()? {
         let [first, second] = two_servers()?;
         let (ambassador, route) = behind(way, [&first, &second], CHECKED)?;
