@@ -7,22 +7,25 @@ pub mod endpoint;
 pub mod health;
 pub mod host;
 pub mod lookup;
+mod standing;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::config;
-use balance::{Balancer, Field, Source};
+use balance::{Balancer, Source};
 use circuit::Circuit;
 use dns::Names;
 pub use endpoint::{Endpoint, Lease};
 use health::{Fault, Health};
 use host::Host;
+use standing::Standing;
 
 /// A service and the ways to reach it.
 #[derive(Debug)]
@@ -114,21 +117,39 @@ impl Upstream {
         source: &Source,
         circuit: Option<&Circuit>,
     ) -> Option<(usize, Lease)> {
-        let field = Standing { upstream: self, tried, circuit, now: Instant::now() };
-        let index = self.balancer.choose(&field, source)?;
+        let index = self.balancer.choose(&Standing::new(self, tried, circuit), source)?;
         Some((index, Lease::new(&self.endpoints[index])))
     }
 
-    /// The source of a connection, if it decides where that goes.
-    pub fn decides_by<'s>(&self, source: &'s Source) -> Option<&'s Source> {
-        matches!(self.balancer, Balancer::SourceHash).then_some(source)
+    /// Where an endpoint is, for a connection that has `tried` others in vain. Only a name that was never answered
+    /// makes this wait, and not for long when there is another endpoint to try.
+    pub async fn reach(
+        &self,
+        endpoint: &Endpoint,
+        tried: &[usize],
+        source: &Source,
+    ) -> Result<Vec<Arc<Host>>> {
+        let decides = matches!(self.balancer, Balancer::SourceHash).then_some(source);
+        tokio::select! {
+            biased;
+            hosts = endpoint.reach(decides) => hosts,
+            () = self.is_better_elsewhere(endpoint, tried) => bail!("its name is not resolved yet"),
+        }
+    }
+
+    /// Waits until nobody has said for long where that is, and another one is known.
+    async fn is_better_elsewhere(&self, endpoint: &Endpoint, tried: &[usize]) {
+        if let Some(name) = endpoint.name() {
+            name.overdue().await;
+        }
+        let mut changes = self.changes();
+        while !Standing::new(self, tried, None).has_known() && changes.changed().await.is_ok() {}
     }
 
     /// The endpoints of which each is taken only when those before it are not good, for those who cannot
     /// ask for every connection; `None` where that depends on more than their health.
     pub fn order(&self) -> Option<Vec<usize>> {
-        let now = Instant::now();
-        self.balancer.order(&Standing { upstream: self, tried: &[], circuit: None, now })
+        self.balancer.order(&Standing::new(self, &[], None))
     }
 
     /// What a host gets of its endpoint's weight, in [`health::STEPS`].
@@ -277,49 +298,6 @@ impl Upstream {
 
     fn troubled(&self) -> MutexGuard<'_, Vec<Arc<Host>>> {
         self.troubled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The endpoints as the balancer sees them.
-struct Standing<'u> {
-    upstream: &'u Upstream,
-    tried: &'u [usize],
-    circuit: Option<&'u Circuit>,
-    now: Instant,
-}
-
-impl Field for Standing<'_> {
-    fn count(&self) -> usize {
-        self.upstream.endpoints.len()
-    }
-
-    fn is_fit(&self, index: usize) -> bool {
-        !self.tried.contains(&index) && self.is_good(index)
-    }
-
-    fn is_good(&self, index: usize) -> bool {
-        self.upstream.endpoints[index].is_good()
-    }
-
-    fn is_full(&self, index: usize) -> bool {
-        let Some(circuit) = self.circuit else { return false };
-        let hosts = self.upstream.endpoints[index].hosts();
-        let mut good = hosts.iter().filter(|host| host.is_good()).peekable();
-        good.peek().is_some() && good.all(|host| circuit.is_full(host))
-    }
-
-    fn weight(&self, index: usize) -> u64 {
-        let endpoint = &self.upstream.endpoints[index];
-        let share = endpoint.share(self.upstream.slow_start(), self.now);
-        u64::from(endpoint.weight()) * u64::from(share)
-    }
-
-    fn active(&self, index: usize) -> u64 {
-        self.upstream.endpoints[index].active().into()
-    }
-
-    fn label(&self, index: usize) -> &str {
-        self.upstream.endpoints[index].label()
     }
 }
 

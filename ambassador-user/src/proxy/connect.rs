@@ -94,7 +94,7 @@ impl Attempts<'_> {
             };
             let deadline = Instant::now() + upstream.connect.timeout;
             let mut asked = Vec::new();
-            let reached = timeout_at(deadline, self.reach(&lease, &mut asked)).await;
+            let reached = timeout_at(deadline, self.reach(&lease, &tried, &mut asked)).await;
             match reached.unwrap_or_else(|_elapsed| {
                 let silence = upstream.connect.timeout;
                 let why = format!("no answer within {}", humantime::format_duration(silence));
@@ -123,9 +123,13 @@ impl Attempts<'_> {
     }
 
     /// Connects to a host of the endpoint; `asked` tells those that have not answered yet.
-    async fn reach(&self, lease: &Lease, asked: &mut Vec<Arc<Host>>) -> Result<Reached> {
-        let source = self.upstream.decides_by(self.source);
-        let mut hosts = lease.endpoint().reach(source).await?;
+    async fn reach(
+        &self,
+        lease: &Lease,
+        tried: &[usize],
+        asked: &mut Vec<Arc<Host>>,
+    ) -> Result<Reached> {
+        let mut hosts = self.upstream.reach(lease.endpoint(), tried, self.source).await?;
         if let [host] = &hosts[..] {
             let place = self.place(host)?;
             asked.push(Arc::clone(host));

@@ -9,13 +9,13 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::Upstream;
@@ -28,6 +28,8 @@ const MOST_ADDRESSES: usize = 256;
 static TURNS: Semaphore = Semaphore::const_new(16);
 /// A lookup that takes longer lets the next one begin: names that nobody answers for hold up no other for long.
 const TURN: Duration = Duration::from_millis(500);
+/// So long after it was first asked for, a name without an answer holds up nobody who could go elsewhere.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The distinct names of a configuration, and who asks for each.
 #[derive(Debug, Default)]
@@ -51,6 +53,8 @@ pub struct Name {
     question: Question,
     policy: config::Dns,
     answer: watch::Sender<Answer>,
+    /// Since when it is asked for.
+    asked: OnceLock<Instant>,
     changes: Arc<watch::Sender<()>>,
 }
 
@@ -75,7 +79,7 @@ impl Names {
         let answer = watch::Sender::new(known.next().unwrap_or(Answer::Awaited));
         drop(known);
         let changes = Arc::clone(&self.changes);
-        let name = Arc::new(Name { question, policy, answer, changes });
+        let name = Arc::new(Name { question, policy, answer, asked: OnceLock::new(), changes });
         all.push(Asked { name: Arc::clone(&name), task: None });
         name
     }
@@ -136,7 +140,26 @@ impl Name {
         }
     }
 
+    /// Whether it points nowhere, or nobody has said for long where.
+    pub(super) fn is_lost(&self) -> bool {
+        match &*self.answer.borrow() {
+            Answer::Known(_) => false,
+            Answer::Failed(_) => true,
+            Answer::Awaited => self.patience_ends() <= Instant::now(),
+        }
+    }
+
+    /// Waits for the end of that time.
+    pub(super) async fn overdue(&self) {
+        sleep_until(self.patience_ends()).await;
+    }
+
+    fn patience_ends(&self) -> Instant {
+        self.asked.get().copied().unwrap_or_else(Instant::now) + PATIENCE
+    }
+
     async fn keep_true(&self) {
+        self.asked.get_or_init(Instant::now);
         let mut targets = Targets::default();
         let mut pause = self.policy.min_ttl;
         let mut failing = None;
@@ -250,6 +273,7 @@ impl fmt::Display for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::balance::Source;
 
     fn db() -> Question {
         Question::Host("db.invalid".into())
@@ -285,5 +309,23 @@ mod tests {
         }
         names.ask_for(std::iter::empty());
         assert!(names.all.is_empty());
+    }
+
+    #[test]
+    fn a_name_without_an_answer_is_waited_for_only_where_there_is_nothing_better() {
+        let text = "{version: 1, routes: [{listen: 1, upstream: u}], \
+            upstreams: {u: {endpoints: ['db.invalid:1', '10.0.0.1:1']}}}";
+        let resolved = config::Resolved::of_text("c.yaml".as_ref(), text.to_owned()).unwrap();
+        let upstream = &resolved.config.routes[0].upstream;
+        let upstream = Upstream::new(upstream, None, &mut Names::default());
+        let name = upstream.endpoints()[0].name().unwrap();
+        let chosen = |tried: &[usize]| Some(upstream.choose(tried, &Source::Pod, None)?.0);
+        assert_eq!(chosen(&[]), Some(0));
+        name.asked.set(Instant::now() - PATIENCE).unwrap();
+        assert_eq!((chosen(&[]), chosen(&[1])), (Some(1), Some(0)));
+        name.know(Arc::new(["10.0.0.2:0".parse().unwrap()]));
+        assert_eq!(chosen(&[]), Some(0));
+        name.answer.send_replace(Answer::Failed("no such name".into()));
+        assert_eq!((chosen(&[]), chosen(&[1])), (Some(1), Some(0)));
     }
 }

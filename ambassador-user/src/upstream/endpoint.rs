@@ -123,12 +123,18 @@ impl Endpoint {
 
     /// Whether connections may go there: a name that points nowhere yet is worth a try.
     pub fn is_good(&self) -> bool {
+        self.has_good_host() || self.hosts().is_empty()
+    }
+
+    /// Whether it is a name that nobody knows, or has for long said anything of.
+    pub(super) fn is_lost(&self) -> bool {
+        self.name().is_some_and(|name| name.is_lost())
+    }
+
+    pub(super) fn has_good_host(&self) -> bool {
         match &self.place {
             Place::Host(host) => host.is_good(),
-            Place::Name { .. } => {
-                let hosts = self.hosts();
-                hosts.is_empty() || hosts.iter().any(|host| host.is_good())
-            }
+            Place::Name { .. } => self.hosts().iter().any(|host| host.is_good()),
         }
     }
 
@@ -144,7 +150,7 @@ impl Endpoint {
 
     /// Where to connect, in the order to try it: all that is good. Only a name that has never resolved makes
     /// this wait.
-    pub async fn reach(&self, source: Option<&Source>) -> anyhow::Result<Vec<Arc<Host>>> {
+    pub(super) async fn reach(&self, source: Option<&Source>) -> anyhow::Result<Vec<Arc<Host>>> {
         let name = match &self.place {
             Place::Host(host) => return Ok(vec![Arc::clone(host)]),
             Place::Name { name, .. } => name,

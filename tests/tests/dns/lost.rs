@@ -1,0 +1,103 @@
+//! Names that nobody answers for, or nobody knows: no connection waits for them, or ends, while another endpoint is
+//! known.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use hickory_proto::rr::RecordType;
+
+use ambassador_tests::ambassador::Launch;
+use ambassador_tests::place::Place;
+use ambassador_tests::pod::Pod;
+use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns};
+use ambassador_tests::wait::until_true;
+use ambassador_tests::{needs, pod};
+
+use crate::{AT_ONCE, NAME, ONE, Scene, TWO, echo};
+
+/// How long a connection waits for a name that may still be answered for.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+fn silent(dns: &ScriptedDns) {
+    for kind in [RecordType::A, RecordType::AAAA] {
+        dns.says(NAME, kind, Reply::Silence);
+    }
+}
+
+fn goes_on_without(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> Result<()> {
+    let port = pod.inside.port()?;
+    let _echos = [echo(&pod, ONE, port, "1")?, echo(&pod, TWO, port, "2")?];
+    let upstream = format!(
+        "endpoints: ['{NAME}:{port}', '{TWO}:{port}'], connect: {{ timeout: 20s, attempts: 1 }}, \
+         dns: {{ min_ttl: 200ms, max_ttl: 400ms }}"
+    );
+    let script = |dns: &ScriptedDns| {
+        silent(dns);
+        Ok(())
+    };
+    let scene = Scene::with(pod, script, &upstream, "", launch)?;
+    // The name is silent for two seconds before that counts for an answer.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1500) {
+        if begun.elapsed() < PATIENCE {
+            // Its one attempt may have been for the name.
+            let _ = scene.greeting();
+            ensure!(begun.elapsed() < PATIENCE + AT_ONCE, "it took {:?}", begun.elapsed());
+        } else {
+            scene.reaches_at_once("2")?;
+        }
+    }
+    for kind in [RecordType::A, RecordType::AAAA] {
+        scene.dns.says(NAME, kind, Reply::NoSuchName);
+    }
+    until_true("no such name", || Ok(scene.known()?.contains("does not resolve")))?;
+    scene.reaches_at_once("2")?;
+    scene.dns.knows(NAME, 0, &[ONE.into()])?;
+    scene.reaches("1")
+}
+
+#[test]
+fn a_silent_name_holds_up_no_connection_on_splice() -> Result<()> {
+    goes_on_without(pod!(), |place| Ok(Launch::new(place)?.flag("--tier", "splice")))
+}
+
+#[test]
+fn a_silent_name_holds_up_no_connection_on_copy() -> Result<()> {
+    goes_on_without(pod!(), |place| Ok(Launch::new(place)?.flag("--tier", "copy")))
+}
+
+#[test]
+fn a_silent_name_holds_up_no_connection_on_sockmap() -> Result<()> {
+    needs!(Sockmap);
+    goes_on_without(pod!(), |place| Launch::new(&place.with_bpffs()?)?.in_kernel("sockmap"))
+}
+
+#[test]
+fn a_silent_name_holds_up_no_connection_on_direct() -> Result<()> {
+    needs!(Direct);
+    goes_on_without(pod!(), |place| Launch::new(&place.with_bpffs()?)?.in_kernel("direct"))
+}
+
+#[test]
+fn a_connection_that_waits_for_a_silent_name_takes_what_becomes_known_elsewhere() -> Result<()> {
+    const OTHER: &str = "other.test";
+    let pod = pod!();
+    let port = pod.inside.port()?;
+    let _echo = echo(&pod, TWO, port, "2")?;
+    let upstream =
+        format!("endpoints: ['{NAME}:{port}', '{OTHER}:{port}'], connect: {{ timeout: 20s }}");
+    let script = |dns: &ScriptedDns| {
+        silent(dns);
+        dns.lags(RecordType::A, Duration::from_millis(900));
+        dns.knows(OTHER, 60, &[TWO.into()])
+    };
+    let begun = Instant::now();
+    let scene = Scene::with(pod, script, &upstream, "", |place| {
+        Ok(Launch::new(place)?.flag("--tier", "splice"))
+    })?;
+    let greeting = scene.greeting()?;
+    ensure!(greeting == "2", "{greeting}");
+    // Silence is given up after two seconds.
+    ensure!(scene.known()? == "not resolved yet", "{}", begun.elapsed().as_millis());
+    Ok(())
+}
