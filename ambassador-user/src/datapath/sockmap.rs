@@ -12,7 +12,7 @@ mod shared;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Instant;
 
 use ambassador_ebpf::sockmap::{
@@ -70,8 +70,8 @@ impl Sockmap {
         for listener in gone {
             let _ = tables.listeners.remove(&listener);
         }
-        let (full, tables) = (Throttle::default(), Mutex::new(tables));
-        Ok(Self(Arc::new(Kernel { orders, progress, limits, full, tables })))
+        let (full, diverted, tables) = (Throttle::default(), Once::new(), Mutex::new(tables));
+        Ok(Self(Arc::new(Kernel { orders, progress, limits, full, diverted, tables })))
     }
 
     /// Enrols from now on clients that connect to an address.
@@ -155,6 +155,8 @@ struct Kernel {
     progress: Shared,
     limits: InFlight,
     full: Throttle,
+    /// Whether it was said that another program is in the way.
+    diverted: Once,
     tables: Mutex<Tables>,
 }
 

@@ -196,7 +196,7 @@ fn upstream_socket_s_buffer_may_grow() -> Result<()> {
 fn messages_in_flight_are_bounded_too() -> Result<()> {
     let tier = tier!(Enrol::Unnoticed);
     // With a small window, acknowledgements stop long before the budget of bytes is used up.
-    let connection = tier.connect_with(&tier.listener, Blocking::No, Some(1))?;
+    let connection = tier.connect_with(&tier.listener, Blocking::No, Some(1), |_| Ok(()))?;
     let shortcut = connection.shortcut()?;
     let sent = 8 * u64::from(MESSAGES);
     for _ in 0..sent {

@@ -19,7 +19,7 @@ fn reset_that_meets_a_redirected_write_is_no_end() -> Result<()> {
         skip!("{obstacle}");
     }
     let tier = Tier::new(Enrol::Anybody, limits(BYTES)?)?;
-    let connection = tier.connect_with(&tier.listener, Blocking::Yes, Some(1))?;
+    let connection = tier.connect_with(&tier.listener, Blocking::Yes, Some(1), |_| Ok(()))?;
     connection.until_latched()?;
     connection.upstream.set_send_buffer_size(1).context("leave the upstream's socket no room")?;
     let stopped = tier.stop_relays()?;

@@ -1,4 +1,4 @@
-//! Somebody else who wants a client's socket in a sockmap of their own.
+//! Somebody else who wants one of the sockets in a sockmap of their own.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -32,6 +32,22 @@ fn a_sockmap_of_somebody_else_takes_no_byte_away() -> Result<()> {
     (8..16).try_for_each(say)?;
     ensure!(shortcut.carried() >= 8 * PIECE as u64, "{} bytes", shortcut.carried());
     connection.ends_well(16 * PIECE as u64)
+}
+
+/// Its program could take elsewhere what the relay forwards, past what is redirected.
+#[test]
+fn connection_whose_upstream_somebody_else_has_keeps_to_the_relay() -> Result<()> {
+    let tier = tier!(Enrol::Unnoticed);
+    let stranger = Stranger::new()?;
+    let take = |ours: &socket2::Socket| {
+        stranger.take(ours.as_raw_fd()).context("take the upstream's socket")
+    };
+    let connection = tier.connect_with(&tier.listener, Blocking::No, None, take)?;
+    ensure!(connection.traffic.shortcut.get().is_none(), "it has a shortcut");
+    for _ in 0..4 {
+        connection.say_up(b"hello")?;
+    }
+    connection.ends_well(20)
 }
 
 /// A sockmap with a program that passes all messages on.

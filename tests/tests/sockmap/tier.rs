@@ -77,15 +77,16 @@ impl Tier {
         listener: &TcpListener,
         blocking: Blocking,
     ) -> Result<Connection<'_>> {
-        self.connect_with(listener, blocking, None)
+        self.connect_with(listener, blocking, None, |_| Ok(()))
     }
 
-    /// To a server whose receive buffer has this size.
+    /// To a server whose receive buffer has this size, on a socket of the ambassador that was seen before.
     pub(crate) fn connect_with(
         &self,
         listener: &TcpListener,
         blocking: Blocking,
         receive_buffer: Option<usize>,
+        see: impl FnOnce(&socket2::Socket) -> Result<()>,
     ) -> Result<Connection<'_>> {
         let client = socket2::Socket::new(Domain::IPV4, Type::STREAM, None)?;
         client.set_nonblocking(blocking == Blocking::No)?;
@@ -106,6 +107,7 @@ impl Tier {
         let server = upstream.accept()?;
         ours.set_nonblocking(true)?;
         ours.set_tcp_nodelay(true)?;
+        see(&ours)?;
         let shared = ours.try_clone().context("share a socket")?;
 
         let traffic = Arc::new(Traffic::default());

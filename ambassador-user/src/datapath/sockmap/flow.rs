@@ -82,6 +82,15 @@ impl Flow {
     }
 
     fn begin(&self, flags: u64, upstream: BorrowedFd<'_>, forwarded: u64) -> Result<()> {
+        if is_diverted(upstream) {
+            self.kernel.diverted.call_once(|| {
+                warn!(
+                    "a sockmap of another program takes what is sent to upstreams: \
+                     such connections keep to the relay"
+                );
+            });
+            bail!("what is sent to the upstream goes through another program's sockmap");
+        }
         // First, because it tells our sockets to upstreams from others. Until the orders bear this id,
         // nothing is followed.
         let marked = self.kernel.tables().tags.insert(&upstream, self.id, EXISTING);
@@ -216,6 +225,24 @@ fn widen(upstream: BorrowedFd<'_>) -> io::Result<u64> {
     set(libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, libc::c_int::MAX)?;
     let size = socket2::SockRef::from(&upstream).send_buffer_size()?;
     Ok(size as u64)
+}
+
+/// Whether a program of somebody else's sockmap, perhaps that of another ambassador, decides about what is sent
+/// on C. What it takes elsewhere C never accepts, and it need not keep the order with what is redirected to C.
+///
+/// Nothing tells, so it is tried: a message without bytes, with ancillary data that make no sense, is refused by TCP
+/// (net/ipv4/tcp.c: `tcp_sendmsg_locked`), and never looked at where such a program would be asked about each
+/// piece of it (net/ipv4/tcp_bpf.c: `tcp_bpf_sendmsg`).
+fn is_diverted(upstream: BorrowedFd<'_>) -> bool {
+    // Its length, which comes first, does not even cover itself.
+    let mut nonsense = [0_u64; 2];
+    // SAFETY: integers and pointers only, for which zeros are values.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_control = nonsense.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&nonsense) as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the message has no name and no bytes, and its ancillary data live as long as the call.
+    unsafe { libc::sendmsg(upstream.as_raw_fd(), &raw const message, flags) == 0 }
 }
 
 /// Bytes that C has ever accepted to be sent, its SYN counted as one. Acknowledgements that come in
