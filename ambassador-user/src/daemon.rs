@@ -14,6 +14,7 @@ use crate::admin::{control, http};
 use crate::cli::Source;
 use crate::config::{Admin, Config, Control, Listen, Resolved, Tier};
 use crate::datapath::kernel::{self, Kernel};
+use crate::datapath::selftest::Found;
 use crate::direct::Direct;
 use crate::drain;
 use crate::listeners::{self, Bindings, Listeners};
@@ -41,6 +42,7 @@ struct Ground {
     source: Source,
     resolved: Resolved,
     ladders: Ladders,
+    metrics: Metrics,
     kernel: Option<Kernel>,
     destroyer: Option<Destroyer>,
     routes: Bindings,
@@ -52,7 +54,8 @@ struct Ground {
 pub fn run(source: Source, resolved: Resolved, telemetry: &Telemetry) -> Result<ExitCode> {
     let config = &resolved.config;
     config.profile.iter().for_each(|profile| info!("{profile}"));
-    let kernel = open_kernel(config);
+    let metrics = Metrics::default();
+    let kernel = open_kernel(config, &metrics);
     let destroyer = start_destroyer(config, kernel.is_ok());
     let no_end = destroyer.as_ref().err().cloned();
     let ladder = Ladder::probe(Ladder { no_end, ..kernel_tiers(&kernel) });
@@ -78,7 +81,8 @@ pub fn run(source: Source, resolved: Resolved, telemetry: &Telemetry) -> Result<
     };
     let runtime = runtime.enable_all().build().context("start the runtime")?;
     let destroyer = destroyer.ok();
-    let ground = Ground { source, resolved, ladders, kernel, destroyer, routes, http, control };
+    let ground =
+        Ground { source, resolved, ladders, metrics, kernel, destroyer, routes, http, control };
     let code = runtime.block_on(serve(ground, telemetry.level()));
     // A lookup may be under way; nobody waits for it.
     runtime.shutdown_background();
@@ -87,7 +91,7 @@ pub fn run(source: Source, resolved: Resolved, telemetry: &Telemetry) -> Result<
 
 /// The kernel half, if a route can use it, or if an ambassador before this one left it: that would go on
 /// by the routes of then. Or why there is none.
-fn open_kernel(config: &Config) -> Result<Kernel, String> {
+fn open_kernel(config: &Config, metrics: &Metrics) -> Result<Kernel, String> {
     let all_work = Ladder::default();
     let used = config.routes.iter().any(|it| all_work.choose(it, it.tier).tier >= Tier::Sockmap);
     if !used && !kernel::is_pinned(&config.acceleration) {
@@ -95,7 +99,8 @@ fn open_kernel(config: &Config) -> Result<Kernel, String> {
                     it takes: restart it".to_owned());
     }
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
-    Kernel::open(&config.acceleration, routes).map_err(|obstacle| {
+    let tried = |found: &Found| metrics.self_test(found);
+    Kernel::open(&config.acceleration, routes, tried).map_err(|obstacle| {
         // Nobody should have to ask whether this is the fast way, and why not.
         info!("the kernel tiers are not used: {obstacle}");
         obstacle.to_string()
@@ -151,12 +156,12 @@ fn bind_control(admin: &Admin) -> Result<Option<Bound>> {
 }
 
 async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
-    let Ground { source, resolved, ladders, kernel, destroyer, routes, http, control } = ground;
+    let Ground { source, resolved, ladders, metrics, kernel, destroyer, routes, http, control } =
+        ground;
     let (orders, given_orders) = mpsc::channel(4);
     let mut stops = Stops::new(given_orders)?;
     let (mut triggers, reload) = Triggers::new(source.file())?;
     let (trigger, drain) = drain::channel();
-    let metrics = Metrics::default();
     let names = Names::default();
     let config = resolved.config;
     let (direct, sockmap, mut hold) = match kernel {

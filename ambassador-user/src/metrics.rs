@@ -15,6 +15,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::config::Tier;
+use crate::datapath::selftest::Found;
 use crate::process;
 use crate::upstream::Upstream;
 use endpoints::Endpoints;
@@ -29,6 +31,7 @@ pub struct Metrics {
     families: Families,
     direct_missed_total: Family<Labels, Counter>,
     config_reloads_total: Family<Labels, Counter>,
+    selftest_result: Family<Labels, Gauge>,
     endpoints: Endpoints,
 }
 
@@ -111,10 +114,23 @@ impl Default for Metrics {
         for result in ["ok", "refused", "unchanged"] {
             config_reloads_total.get_or_create_owned(&vec![("result", result.to_owned())]);
         }
+        let selftest_result = Family::default();
+        registry.register(
+            "selftest_result",
+            "Whether the kernel tiers did what they have to when they were tried at the start",
+            selftest_result.clone(),
+        );
         let endpoints = Endpoints::default();
         registry.register_collector(Box::new(endpoints.clone()));
         registry.register_collector(Box::new(ProcessCollector));
-        Self { registry, families, direct_missed_total, config_reloads_total, endpoints }
+        Self {
+            registry,
+            families,
+            direct_missed_total,
+            config_reloads_total,
+            selftest_result,
+            endpoints,
+        }
     }
 }
 
@@ -132,6 +148,18 @@ impl Metrics {
     /// Counts a reload that came out so.
     pub fn reloaded(&self, result: &str) {
         self.config_reloads_total.get_or_create(&vec![("result", result.to_owned())]).inc();
+    }
+
+    /// Shows what was found when the kernel tiers were tried.
+    pub fn self_test(&self, found: &Found) {
+        let sockmap = found.sockmap.as_deref().unwrap_or_default();
+        for (tier, checks) in [(Tier::Direct, found.direct.as_slice()), (Tier::Sockmap, sockmap)] {
+            for check in checks {
+                let labels = vec![("tier", tier.to_string()), ("check", check.name.to_owned())];
+                let passed = check.failure.is_none();
+                self.selftest_result.get_or_create(&labels).set(passed.into());
+            }
+        }
     }
 
     /// Shows the endpoints of these as they are now.

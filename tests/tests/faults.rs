@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -249,8 +250,8 @@ fn ends_that_are_too_many_at_once_are_counted() -> Result<()> {
     Ok(())
 }
 
-/// A connection that there is no room for in the list is carried all the same, and told when it ends; one
-/// whose target has no room goes to the listener.
+/// A connection that there is no room for in the list is carried all the same, and told when it ends; the program
+/// says so in the log, seldom. One whose target has no room goes to the listener.
 #[test]
 fn full_maps_are_harmless() -> Result<()> {
     needs!(Direct);
@@ -259,7 +260,18 @@ fn full_maps_are_harmless() -> Result<()> {
     let ambassador = scene.launch()?.in_kernel("direct")?.start()?;
     let first = greeted(&scene.route, 1)?.1;
     scene.fill("OPEN", 8, 104, 64 * 1024)?;
+    let begun = Instant::now();
     let (_, unlisted) = greeted(&scene.route, 1)?;
+    for _ in 0..20 {
+        drop(greeted(&scene.route, 1)?);
+    }
+    let said = || {
+        let unlisted =
+            |line: &&Value| line.to_string().contains("a connection is not listed: there are too");
+        Ok::<_, anyhow::Error>(ambassador.log()?.iter().filter(unlisted).count() as u64)
+    };
+    until_true("the program's word in the log", || Ok(said()? > 0))?;
+    ensure!(said()? <= 1 + begun.elapsed().as_secs(), "it was said {} times", said()?);
     ensure!(tiers(&ambassador)? == ["direct"], "{:?}", tiers(&ambassador)?);
     let peer = unlisted.socket().local_addr()?.as_socket().context("find an address")?.to_string();
     unlisted.ask(b"hello", b"hello")?;

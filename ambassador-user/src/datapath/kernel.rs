@@ -56,8 +56,13 @@ pub enum Lifetime {
 }
 
 impl Kernel {
-    /// Takes over what is pinned for this instance, or else loads, tries and attaches the programs.
-    pub fn open(acceleration: &Acceleration, routes: u32) -> Result<Self, Obstacle> {
+    /// Takes over what is pinned for this instance, or else loads, tries and attaches the programs, and tells
+    /// what was found.
+    pub fn open(
+        acceleration: &Acceleration,
+        routes: u32,
+        tried: impl FnOnce(&Found),
+    ) -> Result<Self, Obstacle> {
         if object().is_none() {
             return Err(Obstacle::NotEmbedded);
         }
@@ -88,7 +93,8 @@ impl Kernel {
         }
         may_load?;
         let user = privileges::effective_user();
-        Self::load(acceleration, routes, Owner { uid: user, gid: u32::MAX }, Lifetime::OurEnd)
+        let owner = Owner { uid: user, gid: u32::MAX };
+        Self::load(acceleration, routes, owner, Lifetime::OurEnd, tried)
     }
 
     /// Loads, attaches and tries, and pins for a user if there is a bpffs.
@@ -97,12 +103,14 @@ impl Kernel {
         routes: u32,
         owner: Owner,
         lifetime: Lifetime,
+        tried: impl FnOnce(&Found),
     ) -> Result<Self, Obstacle> {
         let cgroup = cgroup::find(&acceleration.cgroup).map_err(Obstacle::NoCgroup)?;
         let instance = instance(acceleration)?;
         let room = routes.saturating_add(SPARE_ROUTES);
         let mut attached = Attached::to(&cgroup, room).map_err(Obstacle::Refused)?;
         let found = attached.examine(Extent::START).map_err(Obstacle::Refused)?;
+        tried(&found);
         if let Some(why) = found.no_direct() {
             return Err(Obstacle::Fails(why));
         }
@@ -254,7 +262,7 @@ pub fn load_for(config: &Config, owner: Owner, lifetime: Lifetime) -> Result<(),
     obstacle::to_load()?;
     let before = Pins::find(&instance(&config.acceleration)?).map_err(Obstacle::NotOurs)?;
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
-    let mut kernel = Kernel::load(&config.acceleration, routes, owner, lifetime)?;
+    let mut kernel = Kernel::load(&config.acceleration, routes, owner, lifetime, |_| ())?;
     kernel.hold.replace(before).map_err(Obstacle::NotOurs)?;
     if let Hold::Pins { pins, .. } = &kernel.hold {
         info!(uid = owner.uid, gid = owner.gid, "pinned at {}", pins.directory().display());

@@ -51,7 +51,10 @@ fn what_the_self_test_tried_is_not_told() -> Result<()> {
     let text = ambassador.command(&["explain", ROUTE])?.success()?;
     ensure!(text.starts_with(&format!("{ROUTE}: direct; ")), "{text}");
     ensure!(!text.contains("left to the listeners"), "{text}");
-    let ended = ambassador.metrics()?.sum("ambassador_connections_total", &[]);
+    let metrics = ambassador.metrics()?;
+    let passed = metrics.sum("ambassador_selftest_result", &[("tier", "direct")]);
+    ensure!(passed.is_some_and(|passed| passed == 6.0), "{passed:?} checks have passed");
+    let ended = metrics.sum("ambassador_connections_total", &[]);
     ensure!(ended.unwrap_or(0.0) == 0.0, "{ended:?} connections have ended");
     Ok(())
 }
