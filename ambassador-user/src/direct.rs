@@ -21,9 +21,9 @@ use crate::metrics::Metrics;
 use crate::route::Route;
 use crate::sockets::destroy::Destroyer;
 use crate::throttle::Throttle;
-use crate::upstream::Endpoint;
 use crate::upstream::circuit::Counts;
-use crate::upstream::host::At;
+use crate::upstream::host::{At, Used};
+use crate::upstream::{Endpoint, Upstream};
 pub use records::OpenConnection;
 use records::live_figures;
 use slots::Slots;
@@ -59,13 +59,20 @@ struct State {
     /// What is in force, by slot.
     plans: HashMap<u32, Plan>,
     /// Addresses that no plan names any more, but connections to them may be open.
-    retired: Vec<(u64, SocketAddr)>,
+    retired: Vec<Retired>,
     /// Bytes of open connections that are in the counters already, by cookie.
     settled: HashMap<u64, (u64, u64)>,
     /// Misses that are in the counters already.
     missed: [u64; MISSES.len()],
     /// Ends that the kernel told nobody, of which we have told.
     untold: u64,
+}
+
+struct Retired {
+    route: u64,
+    address: SocketAddr,
+    /// Unless nobody knows it any more.
+    _host: Option<Used>,
 }
 
 struct Gone {
@@ -94,7 +101,7 @@ impl Direct {
             slots: Slots::new(tables.room()),
             listeners: HashMap::new(),
             plans: HashMap::new(),
-            retired: tables.targets(),
+            retired: tables.targets().into_iter().map(|it| Retired::of(it, None)).collect(),
             missed: tables.missed(),
             settled: settled.map(|(cookie, bytes)| (*cookie, *bytes)).collect(),
             untold: 0,
@@ -175,7 +182,8 @@ impl Direct {
                 }
             };
             let addresses = before.into_iter().flat_map(|plan| plan.targets);
-            retired.extend(addresses.map(|(address, _)| (*id, address)));
+            let upstream = Some(&*route.upstream);
+            retired.extend(addresses.map(|(address, _)| Retired::of((*id, address), upstream)));
         }
     }
 
@@ -255,6 +263,14 @@ impl Direct {
     }
 }
 
+impl Retired {
+    /// An address of a route, as its upstream has it.
+    fn of((route, address): (u64, SocketAddr), upstream: Option<&Upstream>) -> Self {
+        let known = upstream.and_then(|upstream| upstream.host_at(address));
+        Self { route, address, _host: known.map(|(_, host)| Used::new(&host)) }
+    }
+}
+
 impl State {
     /// Takes out of force what these routes do not have. Says whether hooks must be waited for before
     /// anything is added.
@@ -287,7 +303,8 @@ impl State {
             }
             let before = plans.remove(&slot).into_iter();
             retired.extend(before.flat_map(|plan| {
-                plan.targets.into_iter().map(move |(address, _)| (plan.route, address))
+                let of = move |(address, _)| Retired::of((plan.route, address), None);
+                plan.targets.into_iter().map(of)
             }));
         }
         must_wait
@@ -342,7 +359,7 @@ impl State {
             .flat_map(|plan| plan.targets.iter().map(|(target, _)| (plan.route, *target)))
             .collect();
         // Named again, it is retired once more when that ends.
-        retired.retain(|&(route, address)| {
+        retired.retain(|&Retired { route, address, .. }| {
             !named.contains(&(route, address)) && !tables.forget(route, address).unwrap_or(true)
         });
         gone.retain(|id, it| {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use crate::proxy::connect::{self, As};
 use crate::upstream::health::STEPS;
@@ -19,6 +19,8 @@ use crate::{config, probe};
 
 /// Between two tries of a host that connections speak against.
 const DOUBT: Duration = Duration::from_millis(200);
+/// Between two looks at addresses that a name has left, where their connections are to end with them.
+const LOOKS: Duration = Duration::from_secs(5);
 /// Within so long the first check begins.
 const FIRST: Duration = Duration::from_secs(1);
 /// A check that speaks against a host is repeated after this part of the interval.
@@ -65,13 +67,15 @@ async fn look_after(upstream: Arc<Upstream>) {
     let mut changes = upstream.changes();
     let mut tries = JoinSet::new();
     let mut checks = Checks::default();
-    let checked = upstream.meant().health.is_some();
     let step = upstream.slow_start() / STEPS;
     let mut tended = HashSet::new();
-    let mut troubled = upstream.hosts();
-    troubled.retain(|host| host.is_ejected());
+    let closes = upstream.meant().closes_unhealthy();
+    let mut looks = interval(LOOKS);
+    let mut troubled = Vec::new();
     loop {
         troubled.extend(upstream.take_troubled());
+        // Also those that a name has come back to as they were.
+        troubled.extend(upstream.hosts().into_iter().filter(|host| host.is_ejected()));
         for host in troubled.drain(..) {
             let key = Arc::as_ptr(&host).addr();
             if tended.insert(key) {
@@ -91,7 +95,8 @@ async fn look_after(upstream: Arc<Upstream>) {
                 tended.remove(&key);
             }
             () = sleep(step), if warming => upstream.shares_have_changed(),
-            Ok(()) = changes.changed(), if checked => {}
+            Ok(()) = changes.changed() => {}
+            _ = looks.tick(), if closes => troubled = upstream.left(),
         }
     }
 }
@@ -104,12 +109,14 @@ struct Checks {
 }
 
 impl Checks {
-    /// Has the hosts checked that there are now, and no others.
+    /// Has the hosts checked that there are now, and those that are left but may have to be given up.
     fn follow(&mut self, upstream: &Arc<Upstream>) {
         let Some(rules) = &upstream.meant().health else { return };
         let mut before = std::mem::take(&mut self.of);
         for endpoint in upstream.endpoints() {
-            for host in endpoint.hosts().iter() {
+            let left =
+                if upstream.meant().closes_unhealthy() { endpoint.left() } else { Vec::new() };
+            for host in endpoint.hosts().iter().chain(&left) {
                 let key = Arc::as_ptr(host).addr();
                 let checked = before.remove(&key).unwrap_or_else(|| {
                     let (upstream, endpoint) = (Arc::clone(upstream), Arc::clone(endpoint));

@@ -109,6 +109,11 @@ impl Upstream {
         self.endpoints.iter().flat_map(|endpoint| endpoint.hosts().to_vec()).collect()
     }
 
+    /// Addresses that names have left while there are connections to them.
+    pub fn left(&self) -> Vec<Arc<Host>> {
+        self.endpoints.iter().flat_map(|endpoint| endpoint.left()).collect()
+    }
+
     /// The next endpoint for a connection that has `tried` some in vain; `None` when none is left that is
     /// good.
     pub fn choose(
@@ -204,9 +209,11 @@ impl Upstream {
     fn eject(&self, host: &Arc<Host>, eject: &config::Eject, why: &str) -> bool {
         let retired = self.retired();
         let hosts = self.hosts();
+        // One that its name has left is no loss.
+        let has_left = !hosts.iter().any(|it| Arc::ptr_eq(it, host));
         let out = hosts.iter().filter(|it| !it.is_good()).count() + 1;
-        let allowed =
-            out < hosts.len() && out * 100 <= hosts.len() * usize::from(eject.max_percent);
+        let allowed = has_left
+            || out < hosts.len() && out * 100 <= hosts.len() * usize::from(eject.max_percent);
         if *retired || !host.is_good() || !allowed {
             return false;
         }
@@ -264,13 +271,9 @@ impl Upstream {
         }
     }
 
-    /// Whose address that is.
+    /// Whose address that is, or was.
     pub fn host_at(&self, address: SocketAddr) -> Option<(&Arc<Endpoint>, Arc<Host>)> {
-        self.endpoints.iter().find_map(|endpoint| {
-            let hosts = endpoint.hosts();
-            let host = hosts.iter().find(|host| host.address() == Some(address))?;
-            Some((endpoint, Arc::clone(host)))
-        })
+        self.endpoints.iter().find_map(|endpoint| Some((endpoint, endpoint.host_at(address)?)))
     }
 
     /// Told when hosts may have become good or bad.

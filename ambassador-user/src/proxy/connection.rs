@@ -29,7 +29,7 @@ use crate::metrics::TierMetrics;
 use crate::route::{Admission, Route};
 use crate::upstream::balance::Source;
 use crate::upstream::circuit::Full;
-use crate::upstream::host::Host;
+use crate::upstream::host::Used;
 pub use record::Outcome;
 use record::Record;
 
@@ -50,7 +50,7 @@ pub struct About {
     /// Unset while connecting.
     pub endpoint: OnceLock<Arc<str>>,
     /// The same.
-    pub host: OnceLock<Arc<Host>>,
+    pub host: OnceLock<Used>,
     /// Whether it is ended because its host is.
     lost: AtomicBool,
     pub traffic: Traffic,
@@ -266,7 +266,7 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     };
     route.metrics.count_connect(about.age());
     // Set once, here.
-    let _ = about.host.set(Arc::clone(&host));
+    let _ = about.host.set(Used::new(&host));
     if about.is_lost() {
         // In the moment in which it was reached.
         record.outcome = Outcome::HostLost;

@@ -8,10 +8,13 @@ use std::net::SocketAddr;
 
 use super::balance::{Source, rank};
 use super::dns::{Name, Names};
-use super::health::STEPS;
+use super::health::{Health, STEPS};
 use super::host::{At, Host, alternate_families};
 use super::lookup::Question;
 use crate::config;
+
+/// So many hosts that have left a name are remembered.
+const MOST_LEFT: usize = 64;
 
 /// An endpoint in service.
 #[derive(Debug)]
@@ -28,8 +31,13 @@ pub struct Endpoint {
 
 #[derive(Debug)]
 enum Place {
-    Host(Arc<Host>),
-    Name { name: Arc<Name>, port: Option<u16>, hosts: Mutex<Hosts> },
+    /// The only one.
+    Host(Arc<[Arc<Host>]>),
+    Name {
+        name: Arc<Name>,
+        port: Option<u16>,
+        hosts: Mutex<Hosts>,
+    },
 }
 
 /// The hosts of a name: those that stay when it points elsewhere go on.
@@ -38,7 +46,12 @@ struct Hosts {
     /// The answer that they are made of.
     answer: Arc<[SocketAddr]>,
     all: Arc<[Arc<Host>]>,
+    left: Left,
 }
+
+/// The hosts that a name pointed to before, the last ones last: they may have connections, or return.
+#[derive(Debug, Clone, Default)]
+struct Left(Vec<Arc<Host>>);
 
 /// One connection's share of an endpoint, given back when dropped.
 #[derive(Debug)]
@@ -53,12 +66,14 @@ impl Endpoint {
     ) -> Self {
         let host = |at| match before.map(|before| &before.place) {
             Some(Place::Host(host)) => Arc::clone(host),
-            _ => Host::new(at),
+            _ => Arc::new([Host::new(at)]),
         };
         let mut name = |question, port| Place::Name {
             name: names.get(question, upstream.dns),
             port,
-            hosts: Mutex::new(before.map(|before| before.known_hosts()).unwrap_or_default()),
+            hosts: Mutex::new(
+                before.map(|before| before.of_name(Hosts::clone)).unwrap_or_default(),
+            ),
         };
         let place = match &meant.target {
             config::Target::Address(address) => Place::Host(host(At::Tcp(*address))),
@@ -103,22 +118,31 @@ impl Endpoint {
     /// All that it is known to be reached at now.
     pub fn hosts(&self) -> Arc<[Arc<Host>]> {
         match &self.place {
-            Place::Host(host) => Arc::new([Arc::clone(host)]),
-            Place::Name { name, port, hosts } => {
-                let mut hosts = hosts.lock().unwrap_or_else(PoisonError::into_inner);
-                hosts.follow(&name.known(), *port);
-                Arc::clone(&hosts.all)
-            }
+            Place::Host(host) => Arc::clone(host),
+            Place::Name { .. } => self.of_name(|hosts| Arc::clone(&hosts.all)),
         }
     }
 
-    fn known_hosts(&self) -> Hosts {
-        match &self.place {
-            Place::Host(_) => Hosts::default(),
-            Place::Name { hosts, .. } => {
-                hosts.lock().unwrap_or_else(PoisonError::into_inner).clone()
-            }
-        }
+    /// Hosts that its name has left while there are connections to them.
+    pub fn left(&self) -> Vec<Arc<Host>> {
+        self.of_name(|Hosts { left: Left(left), .. }| {
+            left.iter().filter(|host| host.is_used()).cloned().collect()
+        })
+    }
+
+    /// The host at an address, be it one that its name has left.
+    pub(super) fn host_at(&self, address: SocketAddr) -> Option<Arc<Host>> {
+        let is_there = |host: &&Arc<Host>| host.address() == Some(address);
+        let known = self.hosts().iter().find(is_there).cloned();
+        known.or_else(|| self.of_name(|hosts| hosts.left.0.iter().find(is_there).cloned()))
+    }
+
+    /// Of its name, the hosts by the newest answer.
+    fn of_name<T: Default>(&self, look: impl FnOnce(&Hosts) -> T) -> T {
+        let Place::Name { name, port, hosts } = &self.place else { return T::default() };
+        let mut hosts = hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.follow(&name.known(), *port);
+        look(&hosts)
     }
 
     /// Whether connections may go there: a name that points nowhere yet is worth a try.
@@ -132,10 +156,7 @@ impl Endpoint {
     }
 
     pub(super) fn has_good_host(&self) -> bool {
-        match &self.place {
-            Place::Host(host) => host.is_good(),
-            Place::Name { .. } => self.hosts().iter().any(|host| host.is_good()),
-        }
+        self.hosts().iter().any(|host| host.is_good())
     }
 
     /// What it gets of its weight, in [`STEPS`], by the best of its hosts.
@@ -152,7 +173,7 @@ impl Endpoint {
     /// this wait.
     pub(super) async fn reach(&self, source: Option<&Source>) -> anyhow::Result<Vec<Arc<Host>>> {
         let name = match &self.place {
-            Place::Host(host) => return Ok(vec![Arc::clone(host)]),
+            Place::Host(host) => return Ok(host.to_vec()),
             Place::Name { name, .. } => name,
         };
         name.addresses().await?;
@@ -198,13 +219,36 @@ impl Hosts {
         if self.answer == *answer {
             return;
         }
-        let known = |at: &At| self.all.iter().find(|host| host.at == *at).cloned();
+        let mut before = std::mem::take(&mut self.all).to_vec();
+        let mut known = |at: &At| {
+            let stays = before.iter().position(|host| host.at == *at);
+            stays.map(|index| before.swap_remove(index)).or_else(|| self.left.recall(at))
+        };
         let all = answer.iter().map(|it| {
             let at = At::Tcp(SocketAddr::new(it.ip(), port.unwrap_or(it.port())));
             known(&at).unwrap_or_else(|| Host::new(at))
         });
         self.all = all.collect();
+        self.left.remember(before);
         self.answer = Arc::clone(answer);
+    }
+}
+
+impl Left {
+    fn remember(&mut self, hosts: Vec<Arc<Host>>) {
+        self.0.extend(hosts);
+        if self.0.len() > MOST_LEFT {
+            self.0.retain(|host| host.is_used() || !host.is_good());
+            self.0.drain(..self.0.len().saturating_sub(MOST_LEFT));
+        }
+    }
+
+    /// One that returns is as it was.
+    fn recall(&mut self, at: &At) -> Option<Arc<Host>> {
+        let index = self.0.iter().position(|host| host.at == *at)?;
+        let host = self.0.remove(index);
+        host.learn(Health::has_returned);
+        Some(host)
     }
 }
 

@@ -71,15 +71,15 @@ impl Health {
         Some(until.saturating_duration_since(now))
     }
 
-    /// A check has passed; `rise` of them in a row bring it back.
+    /// A check has passed; `rise` of them in a row bring it back, or the first one after an absence.
     pub fn passed(&mut self, rise: u32, now: Instant) {
-        self.checks.settled = true;
+        let settled = std::mem::replace(&mut self.checks.settled, true);
         if self.checks.down.is_none() {
             self.checks.against = 0;
             return;
         }
         self.checks.against += 1;
-        if self.checks.against >= rise {
+        if self.checks.against >= rise || !settled {
             self.checks = Checks { settled: true, ..Checks::default() };
             self.back = Some(now);
         }
@@ -103,6 +103,11 @@ impl Health {
     /// Whether the last check speaks against a host that is not down yet.
     pub fn is_doubted(&self) -> bool {
         self.checks.down.is_none() && self.checks.against > 0
+    }
+
+    /// It was away, unchecked: what is known of it stands until the next check, which is believed at once.
+    pub fn has_returned(&mut self) {
+        self.checks.settled = false;
     }
 
     /// It is not checked any more.
@@ -220,6 +225,15 @@ mod tests {
     #[test]
     fn the_first_check_of_all_is_believed_at_once() {
         let mut health = Health::default();
+        health.failed(3, "refused");
+        assert!(!health.is_good());
+        health.has_returned();
+        assert!(!health.is_good());
+        health.passed(3, Instant::now());
+        assert!(health.is_good());
+        health.failed(3, "refused");
+        assert!(health.is_good());
+        health.has_returned();
         health.failed(3, "refused");
         assert!(!health.is_good());
         health.unchecked();

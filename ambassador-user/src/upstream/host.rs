@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,13 @@ pub struct Host {
     good: AtomicBool,
     /// Whether connections have spoken against it, so that those that speak for it are news.
     blamed: AtomicBool,
+    /// How many use it.
+    users: AtomicU32,
 }
+
+/// Whoever has connections to a host uses it, until dropped.
+#[derive(Debug)]
+pub struct Used(Arc<Host>);
 
 /// Where that is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -34,6 +41,7 @@ impl Host {
             health: Mutex::default(),
             good: AtomicBool::new(true),
             blamed: AtomicBool::new(false),
+            users: AtomicU32::new(0),
         })
     }
 
@@ -51,6 +59,10 @@ impl Host {
 
     pub fn is_blamed(&self) -> bool {
         self.blamed.load(Ordering::Relaxed)
+    }
+
+    pub fn is_used(&self) -> bool {
+        self.users.load(Ordering::Relaxed) > 0
     }
 
     pub fn is_ejected(&self) -> bool {
@@ -74,6 +86,27 @@ impl Host {
         self.blamed.store(health.is_blamed(), Ordering::Relaxed);
         let good = health.is_good();
         (told, self.good.swap(good, Ordering::Relaxed) != good)
+    }
+}
+
+impl Used {
+    pub fn new(host: &Arc<Host>) -> Self {
+        host.users.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(host))
+    }
+}
+
+impl Deref for Used {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.0
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

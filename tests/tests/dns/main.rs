@@ -20,6 +20,7 @@ use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns, address, alias}
 use ambassador_tests::wait::until_true;
 
 mod crowd;
+mod left;
 mod lost;
 mod services;
 
