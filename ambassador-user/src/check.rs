@@ -85,8 +85,8 @@ impl Row {
 }
 
 fn settings(config: &Config) -> Vec<Row> {
-    let Config { admin: Admin { http, control }, acceleration, drain, profile: _, routes: _ } =
-        config;
+    let Config { admin, acceleration, drain, profile: _, routes: _ } = config;
+    let Admin { http, control, ready_when } = admin;
     let Drain { grace, deadline } = drain;
     let http = http.map_or("off".to_owned(), |address| address.to_string());
     let control = match control {
@@ -100,6 +100,7 @@ fn settings(config: &Config) -> Vec<Row> {
     vec![
         Row::new("admin.http", http, ""),
         Row::new("admin.control", control, ""),
+        Row::new("admin.ready_when", ready_when, ""),
         Row::new("acceleration.tier", tier, ""),
         Row::new("acceleration.require", require, ""),
         Row::new("acceleration.cgroup", cgroup, ""),
@@ -232,6 +233,7 @@ upstreams: { a: { endpoints: ['a:1:2', 'b:1'], balance: round_robin } }";
         let expected = "\
 admin.http                      0.0.0.0:9090                                    default
 admin.control                   unix:/run/ambassador/control.sock, if possible  default
+admin.ready_when                bound                                           default
 acceleration.tier               auto                                            default
 acceleration.require            none                                            default
 acceleration.cgroup             auto                                            default

@@ -197,7 +197,8 @@ Examples:
     #[command(after_help = "Example, before an app that cannot retry:
   ambassador wait --ready --timeout 30s && exec /app")]
     Wait {
-        /// Wait until it is ready, not only started: a drain is not ready
+        /// Wait until it is ready, not only started: a drain is not ready, nor, where --ready-when says so, a
+        /// route without a healthy endpoint
         #[arg(long)]
         ready: bool,
         /// How long to wait

@@ -74,6 +74,17 @@ pub struct Admin {
     /// Probes and metrics, read-only; `None` when switched off.
     pub http: Option<SocketAddr>,
     pub control: Control,
+    pub ready_when: ReadyWhen,
+}
+
+/// What it takes to be ready, besides that no drain has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadyWhen {
+    /// All routes are bound. A database that is down does not take the Pod out of service.
+    #[default]
+    Bound,
+    /// And every one of them has an endpoint that is healthy.
+    Healthy,
 }
 
 /// The control socket: everything that changes state.
@@ -263,7 +274,11 @@ impl fmt::Display for Profile {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { http: Some((Ipv4Addr::UNSPECIFIED, 9090).into()), control: Control::default() }
+        Self {
+            http: Some((Ipv4Addr::UNSPECIFIED, 9090).into()),
+            control: Control::default(),
+            ready_when: ReadyWhen::default(),
+        }
     }
 }
 

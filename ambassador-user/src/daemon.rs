@@ -182,7 +182,9 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
         needs_restart: Vec::new(),
         refusal: None,
     };
-    let service = Arc::new(Service::new(direct, sockmap.clone(), metrics, drain.clone(), loaded));
+    let ready_when = config.admin.ready_when;
+    let service = Service::new(direct, sockmap.clone(), metrics, drain.clone(), ready_when, loaded);
+    let service = Arc::new(service);
     tokio::spawn(Arc::clone(&service).follow_hosts(names.changes()));
     let shared = Shared {
         connections: Arc::clone(&service.connections),

@@ -69,7 +69,7 @@ fn patch(component: &str, deployment: Option<&str>, variables: &[(String, String
 fn variables(args: &ConfigArgs) -> Vec<(String, String)> {
     let ConfigArgs { config, routes, tier, require, cgroup, instance, .. } = args;
     let ConfigArgs { stale_after, inflight_bytes, inflight_messages, .. } = args;
-    let ConfigArgs { admin_http, control, drain_grace, drain_deadline, .. } = args;
+    let ConfigArgs { admin_http, control, ready_when, drain_grace, drain_deadline, .. } = args;
     let file = config.as_deref().map(|file| format!("/etc/ambassador/{}", file_name(file)));
     let settings = [
         ("CONFIG", &file),
@@ -82,6 +82,7 @@ fn variables(args: &ConfigArgs) -> Vec<(String, String)> {
         ("INFLIGHT_MESSAGES", inflight_messages),
         ("ADMIN_HTTP", admin_http),
         ("CONTROL", control),
+        ("READY_WHEN", ready_when),
         ("DRAIN_GRACE", drain_grace),
         ("DRAIN_DEADLINE", drain_deadline),
     ];

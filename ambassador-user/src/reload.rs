@@ -178,6 +178,7 @@ fn keep_for_good(running: &Config, new: &mut Config) -> Vec<String> {
     let keys = [
         ("admin.http", running.admin.http != new.admin.http),
         ("admin.control", running.admin.control != new.admin.control),
+        ("admin.ready_when", running.admin.ready_when != new.admin.ready_when),
         ("acceleration.cgroup", old.cgroup != it.cgroup),
         ("acceleration.instance", old.instance != it.instance),
         ("acceleration.stale_after", old.stale_after != it.stale_after),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::sync::watch;
 use tracing::info;
 
-use crate::config::{Tier, TierLimit};
+use crate::config::{ReadyWhen, Tier, TierLimit};
 use crate::datapath::sockmap::{Enrol, Sockmap};
 use crate::direct::Direct;
 use crate::direct::plan::loopback;
@@ -32,6 +32,7 @@ pub struct Service {
     pub connections: Arc<Connections>,
     pub metrics: Metrics,
     pub drain: Drain,
+    ready_when: ReadyWhen,
     pub started: Instant,
     /// What is told of the configuration.
     pub loaded: Mutex<Loaded>,
@@ -59,6 +60,7 @@ impl Service {
         sockmap: Option<Arc<Sockmap>>,
         metrics: Metrics,
         drain: Drain,
+        ready_when: ReadyWhen,
         loaded: Loaded,
     ) -> Self {
         Self {
@@ -71,6 +73,7 @@ impl Service {
             connections: Arc::default(),
             metrics,
             drain,
+            ready_when,
             started: Instant::now(),
             loaded: Mutex::new(loaded),
         }
@@ -190,9 +193,18 @@ impl Service {
         self.standings.sweep();
     }
 
-    /// Bound, configured, and not about to end.
-    pub fn ready(&self) -> bool {
-        self.drain.phase() == Phase::Serving
+    /// Why it is not ready; nothing if it is: bound, configured, and not about to end.
+    pub fn not_ready(&self) -> Option<String> {
+        if self.drain.phase() != Phase::Serving {
+            return Some("draining".to_owned());
+        }
+        if self.ready_when == ReadyWhen::Bound {
+            return None;
+        }
+        let routes = self.routes();
+        let without = routes.iter().filter(|route| !route.upstream.is_known_healthy());
+        let without: Vec<_> = without.map(|route| &*route.name).collect();
+        (!without.is_empty()).then(|| format!("no healthy endpoint for {}", without.join(", ")))
     }
 
     fn limits(&self) -> MutexGuard<'_, Limits> {

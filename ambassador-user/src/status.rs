@@ -125,7 +125,7 @@ impl Status {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             phase: service.drain.phase(),
-            ready: service.ready(),
+            ready: service.not_ready().is_none(),
             uptime_seconds: service.started.elapsed().as_secs(),
             user: privileges::effective_user(),
             capabilities: match &service.direct {
@@ -270,7 +270,8 @@ pub async fn connections(service: &Service) -> Vec<ConnectionStatus> {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phase = match self.phase {
-            Phase::Serving => "serving",
+            Phase::Serving if self.ready => "serving",
+            Phase::Serving => "serving, but not ready",
             Phase::Grace => "draining, still accepting",
             Phase::Finishing => "draining",
         };

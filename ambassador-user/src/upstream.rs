@@ -114,6 +114,12 @@ impl Upstream {
         self.endpoints.iter().flat_map(|endpoint| endpoint.left()).collect()
     }
 
+    /// Whether an endpoint is known to be healthy. One that is to be checked, and was not yet, is not.
+    pub fn is_known_healthy(&self) -> bool {
+        let checked = |host: &Host| self.meant.health.is_none() || host.health().is_checked();
+        self.hosts().iter().any(|host| host.is_good() && checked(host))
+    }
+
     /// The next endpoint for a connection that has `tried` some in vain; `None` when none is left that is
     /// good.
     pub fn choose(

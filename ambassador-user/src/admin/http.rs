@@ -13,7 +13,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tracing::debug;
 
-use crate::drain::Phase;
 use crate::proxy::listener::Listener;
 use crate::service::Service;
 
@@ -61,10 +60,10 @@ async fn respond(request: &Request<Incoming>, service: &Service) -> Response<Ful
     });
     match request.uri().path() {
         // The process is alive if it can say so; whether upstreams are is not its liveness.
-        "/livez" => probe(true, verbose, service),
+        "/livez" => probe(None, verbose, service),
         // Once bound, it has started, and it stays started while it drains.
-        "/startupz" => probe(true, verbose, service),
-        "/readyz" | "/healthz" => probe(service.ready(), verbose, service),
+        "/startupz" => probe(None, verbose, service),
+        "/readyz" | "/healthz" => probe(service.not_ready(), verbose, service),
         "/metrics" => metrics(service).await,
         _ => text(
             StatusCode::NOT_FOUND,
@@ -73,12 +72,10 @@ async fn respond(request: &Request<Incoming>, service: &Service) -> Response<Ful
     }
 }
 
-fn probe(passed: bool, verbose: bool, service: &Service) -> Response<Full<Bytes>> {
-    let status = if passed { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let mut body = match (passed, service.drain.phase()) {
-        (true, _) => "ok\n".to_owned(),
-        (false, Phase::Serving) => "not ready\n".to_owned(),
-        (false, Phase::Grace | Phase::Finishing) => "not ready: draining\n".to_owned(),
+fn probe(not_ready: Option<String>, verbose: bool, service: &Service) -> Response<Full<Bytes>> {
+    let (status, mut body) = match not_ready {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
     };
     if verbose {
         for route in service.routes().iter() {

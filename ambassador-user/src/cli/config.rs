@@ -62,6 +62,10 @@ pub struct ConfigArgs {
     /// unix:/run/ambassador/control.sock if possible]
     #[arg(long, value_name = "unix:PATH")]
     pub control: Option<String>,
+    /// What /readyz takes: bound (all routes are), or healthy (every route has a healthy endpoint, too)
+    /// [env: AMBASSADOR_READY_WHEN] [default: bound]
+    #[arg(long, value_name = "CHOICE")]
+    pub ready_when: Option<String>,
     /// How long after SIGTERM new connections are accepted [env: AMBASSADOR_DRAIN_GRACE] [default: 0s]
     #[arg(long, value_name = "DURATION")]
     pub drain_grace: Option<String>,
@@ -130,6 +134,7 @@ impl ConfigArgs {
         let settings = Settings {
             admin_http: said("--admin-http", &self.admin_http)?,
             control: said("--control", &self.control)?,
+            ready_when: said("--ready-when", &self.ready_when)?,
             tier: said("--tier", &self.tier)?,
             require: said("--require", &self.require)?,
             cgroup: said("--cgroup", &self.cgroup)?,
@@ -154,7 +159,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::config::{Acceleration, Cgroup, Control, Tier, TierLimit};
+    use crate::config::{Acceleration, Cgroup, Control, ReadyWhen, Tier, TierLimit};
 
     #[derive(Parser)]
     struct Flags {
@@ -202,6 +207,7 @@ mod tests {
             "--require=copy",
             "--admin-http=off",
             "--control=unix:/run/a.sock",
+            "--ready-when=healthy",
             "--drain-grace=1s",
             "--drain-deadline=2s",
             "--cgroup=/sys/fs/cgroup/pod",
@@ -213,6 +219,7 @@ mod tests {
         let config = resolve(flags, []).unwrap().config;
         assert_eq!(config.admin.http, None);
         assert_eq!(config.admin.control, Control::At("/run/a.sock".into()));
+        assert_eq!(config.admin.ready_when, ReadyWhen::Healthy);
         assert_eq!(config.acceleration.tier, TierLimit::AtMost(Tier::Splice));
         assert_eq!(config.acceleration.require, Some(Tier::Copy));
         assert_eq!((config.drain.grace.as_secs(), config.drain.deadline.as_secs()), (1, 2));
@@ -242,6 +249,7 @@ mod tests {
             ),
             (["--admin-http", "9090"], "--admin-http: 9090 does not say which address"),
             (["--control", "/run/a"], "--control: \"/run/a\" is not a Unix socket"),
+            (["--ready-when", "helthy"], "--ready-when: \"helthy\" is not a choice, did you mean"),
             (["--drain-grace", "5"], "--drain-grace: \"5\" is not a duration"),
             (
                 ["--drain-deadline", "2h"],

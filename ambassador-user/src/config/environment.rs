@@ -27,7 +27,7 @@ use super::{Balance, Listen};
 /// What our variables begin with, and how they go on.
 const PREFIX: &str = "AMBASSADOR_";
 const ROUTE: &str = "AMBASSADOR_ROUTE_";
-const SUFFIXES: [&str; 15] = [
+const SUFFIXES: [&str; 16] = [
     "ADMIN_HTTP",
     "CGROUP",
     "CONFIG",
@@ -39,6 +39,7 @@ const SUFFIXES: [&str; 15] = [
     "INSTANCE",
     "LOG_FORMAT",
     "LOG_LEVEL",
+    "READY_WHEN",
     "REQUIRE",
     "ROUTE_0",
     "STALE_AFTER",
@@ -97,6 +98,7 @@ impl Environment {
             settings: Settings {
                 admin_http: self.said("AMBASSADOR_ADMIN_HTTP")?,
                 control: self.said("AMBASSADOR_CONTROL")?,
+                ready_when: self.said("AMBASSADOR_READY_WHEN")?,
                 tier: self.said("AMBASSADOR_TIER")?,
                 require: self.said("AMBASSADOR_REQUIRE")?,
                 cgroup: self.said("AMBASSADOR_CGROUP")?,

@@ -21,7 +21,7 @@ use super::profile::{self, EnvironmentText};
 use super::text::{OneOrMany, Text};
 use super::upstream::UpstreamEntry;
 use super::value::{ControlText, Count, HttpText, Protocol, RequireText, SocketMode, Within};
-use super::{Cgroup, Clients, Limits, TierLimit};
+use super::{Cgroup, Clients, Limits, ReadyWhen, TierLimit};
 
 const MAX_ROUTES: usize = 10_000;
 const MAX_LISTEN: usize = 100;
@@ -51,7 +51,7 @@ pub(crate) struct FileText {
 
 /// Where people and probes reach the ambassador.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default, expecting = "a mapping with the keys http and control")]
+#[serde(deny_unknown_fields, default, expecting = "a mapping with keys such as http and control")]
 #[schemars(rename = "admin")]
 struct AdminText {
     /// The address of probes and metrics (read-only), or off.
@@ -60,6 +60,9 @@ struct AdminText {
     /// The socket for everything that changes state, or off. The default is
     /// unix:/run/ambassador/control.sock where that can be bound, else off.
     control: Option<Text<ControlText>>,
+    /// What /readyz takes: bound (all routes are), or healthy (every route has a healthy endpoint, too).
+    #[schemars(extend("default" = "bound"))]
+    ready_when: Option<Text<ReadyWhen>>,
 }
 
 /// Which tiers may carry bytes: direct, sockmap, splice, copy, from the highest to the lowest.
@@ -222,6 +225,7 @@ impl FileText {
         Settings {
             admin_http: said(&self.admin.http, file, "admin.http"),
             control: said(&self.admin.control, file, "admin.control"),
+            ready_when: said(&self.admin.ready_when, file, "admin.ready_when"),
             tier: said(&self.acceleration.tier, file, "acceleration.tier"),
             require: said(&self.acceleration.require, file, "acceleration.require"),
             cgroup: said(&self.acceleration.cgroup, file, "acceleration.cgroup"),

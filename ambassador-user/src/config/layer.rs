@@ -11,7 +11,9 @@ use super::name::Name;
 use super::problem::{ConfigError, Place, Problem, Warning};
 use super::shorthand::RouteText;
 use super::value::{ControlText, HttpText, RequireText, Within};
-use super::{Balance, Cgroup, Clients, Endpoint, Limits, Listen, Profile, TierLimit, Upstream};
+use super::{
+    Balance, Cgroup, Clients, Endpoint, Limits, Listen, Profile, ReadyWhen, TierLimit, Upstream,
+};
 
 /// The bounds of `drain.grace` and `drain.deadline`: none to an hour.
 pub(crate) type DrainTime = Within<0, 3_600_000>;
@@ -33,6 +35,7 @@ pub(crate) struct Layer {
 pub(crate) struct Settings {
     pub(crate) admin_http: Option<Said<HttpText>>,
     pub(crate) control: Option<Said<ControlText>>,
+    pub(crate) ready_when: Option<Said<ReadyWhen>>,
     pub(crate) tier: Option<Said<TierLimit>>,
     pub(crate) require: Option<Said<RequireText>>,
     pub(crate) cgroup: Option<Said<Cgroup>>,
@@ -146,6 +149,7 @@ impl Settings {
         Self {
             admin_http: self.admin_http.or(lower.admin_http),
             control: self.control.or(lower.control),
+            ready_when: self.ready_when.or(lower.ready_when),
             tier: self.tier.or(lower.tier),
             require: self.require.or(lower.require),
             cgroup: self.cgroup.or(lower.cgroup),

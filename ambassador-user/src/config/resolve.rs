@@ -106,6 +106,7 @@ impl Settings {
         [
             origin("admin.http", &self.admin_http),
             origin("admin.control", &self.control),
+            origin("admin.ready_when", &self.ready_when),
             origin("acceleration.tier", &self.tier),
             origin("acceleration.require", &self.require),
             origin("acceleration.cgroup", &self.cgroup),
@@ -129,6 +130,7 @@ impl Settings {
                 None => default.control,
                 Some(said) => said.value.0.clone().map_or(Control::Off, Control::At),
             },
+            ready_when: self.ready_when.as_ref().map_or(default.ready_when, |said| said.value),
         }
     }
 
@@ -276,9 +278,10 @@ upstreams: { a: { endpoints: 'a:1', balance: round_robin }, unused: { endpoints:
 
     #[test]
     fn of_every_setting_the_higher_source_wins() {
-        const NAMES: [&str; 11] = [
+        const NAMES: [&str; 12] = [
             "ADMIN_HTTP",
             "CONTROL",
+            "READY_WHEN",
             "TIER",
             "REQUIRE",
             "CGROUP",
@@ -295,8 +298,8 @@ upstreams: { a: { endpoints: 'a:1', balance: round_robin }, unused: { endpoints:
             let route = [("AMBASSADOR_ROUTE_0".to_owned(), "a:1=x:1".to_owned())];
             settings.chain(route).collect::<Environment>().layer().unwrap()
         };
-        let higher = || layer("off unix:/a splice copy /a a 11s 65536 16 1s 2s");
-        let lower = layer("0.0.0.0:1 off copy none /b b 12s 65537 17 3s 4s");
+        let higher = || layer("off unix:/a healthy splice copy /a a 11s 65536 16 1s 2s");
+        let lower = layer("0.0.0.0:1 off bound copy none /b b 12s 65537 17 3s 4s");
         let alone = resolve(vec![higher()]).unwrap().config;
         assert_eq!(resolve(vec![higher(), lower]).unwrap().config, alone);
     }

@@ -12,7 +12,7 @@ use schemars::{Schema, json_schema};
 use super::address::{ListenText, decimal, unix_path};
 use super::problem::{Problem, nearest, quote};
 use super::text::Written;
-use super::{Balance, OnUnhealthy, Tier, TierLimit};
+use super::{Balance, OnUnhealthy, ReadyWhen, Tier, TierLimit};
 
 /// A duration of at least `MIN` and at most `MAX` milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +159,31 @@ impl Written for ControlText {
             "pattern": "^(off|unix:/.*[^/])$",
             "examples": ["unix:/run/ambassador/control.sock", "off"],
         })
+    }
+}
+
+impl FromStr for ReadyWhen {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        one_of(text, "choice", &[("bound", Self::Bound), ("healthy", Self::Healthy)], &[])
+    }
+}
+
+impl fmt::Display for ReadyWhen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bound => "bound",
+            Self::Healthy => "healthy",
+        })
+    }
+}
+
+impl Written for ReadyWhen {
+    const EXPECTED: &'static str = "bound or healthy";
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "enum": ["bound", "healthy"] })
     }
 }
 

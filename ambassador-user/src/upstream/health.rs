@@ -110,6 +110,11 @@ impl Health {
         self.checks.settled = false;
     }
 
+    /// Whether a check has passed or failed yet.
+    pub fn is_checked(&self) -> bool {
+        self.checks.settled
+    }
+
     /// It is not checked any more.
     pub fn unchecked(&mut self) {
         self.checks = Checks::default();

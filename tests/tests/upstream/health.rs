@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ambassador_tests::address::Address;
-use ambassador_tests::ambassador::Ambassador;
+use ambassador_tests::ambassador::{Ambassador, Launch};
 use ambassador_tests::installed;
 use ambassador_tests::place::Place;
 use ambassador_tests::server::redis::Redis;
@@ -117,6 +117,54 @@ fn while_nothing_is_healthy_connections_fail_at_once() -> Result<()> {
         first.process.signal(libc::SIGCONT)?;
     }
     Ok(())
+}
+
+#[test]
+fn readiness_counts_what_is_healthy_only_where_it_is_told_to() -> Result<()> {
+    installed!("redis-server");
+    let here = Place::here();
+    let [one, two] = two_servers()?;
+    let routes = |admin: &str| -> Result<String> {
+        let mut text = format!("version: 1\n{admin}\nroutes:\n");
+        for name in ["one", "two"] {
+            text += &format!("  - {{ listen: '127.0.0.1:{}', upstream: {name} }}\n", here.port()?);
+        }
+        text += "upstreams:\n";
+        for (name, redis) in [("one", &one), ("two", &two)] {
+            text += &format!("  {name}:\n    endpoints: '{}'\n    {CHECKED}\n", redis.address);
+        }
+        Ok(text)
+    };
+    one.process.signal(libc::SIGSTOP)?;
+    let by_default = Launch::new(&here)?.config(&routes("")?)?.start()?;
+    let text = routes("admin: { ready_when: healthy }")?;
+    let counting = Launch::new(&here)?.config(&text)?.spawn()?;
+    let lacks = |name: &str| {
+        until_true(&format!("{name} to be what is missing"), || {
+            let Ok(answer) = counting.get("/readyz") else { return Ok(false) };
+            ensure!(answer.status == 503, "ready, while {name} is down");
+            Ok(answer.body == format!("not ready: no healthy endpoint for {name}\n"))
+        })
+    };
+    lacks("one")?;
+    one.process.signal(libc::SIGCONT)?;
+    counting.until_answers("/readyz", 200)?;
+    ensure!(counting.status()?["ready"] == true);
+    two.process.signal(libc::SIGSTOP)?;
+    counting.until_answers("/readyz", 503)?;
+    lacks("two")?;
+    counting.until_answers("/livez", 200)?;
+    counting.until_answers("/startupz", 200)?;
+    ensure!(counting.command(&["status"])?.success()?.contains("serving, but not ready"));
+
+    until_true("a check that fails", || {
+        Ok(by_default.status()?["routes"][1]["endpoints"][0]["healthy"] == false)
+    })?;
+    by_default.until_answers("/readyz", 200)?;
+    let told = counting.reconfigure(&text.replace("healthy", "bound"))?.success()?;
+    ensure!(told.contains("admin.ready_when"), "it says {told}");
+    lacks("two")?;
+    two.process.signal(libc::SIGCONT)
 }
 
 /// One way on which user space decides, and the one on which the kernel does.

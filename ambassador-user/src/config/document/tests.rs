@@ -55,7 +55,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "max_connections",
             "max_conections",
-            "c.yaml:20:5: routes[0].max_conections: unknown key \"max_conections\", did you mean \"max_connections\"?",
+            "c.yaml:21:5: routes[0].max_conections: unknown key \"max_conections\", did you mean \"max_connections\"?",
         ),
         (
             "version: 1",
@@ -65,17 +65,17 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "balance: failover",
             "health: {}",
-            "c.yaml:32:13: upstreams.orders-db.health: the key \"check\" is missing; add check",
+            "c.yaml:33:13: upstreams.orders-db.health: the key \"check\" is missing; add check",
         ),
         (
             "balance: failover",
             "balance: source_hsh",
-            "c.yaml:32:14: upstreams.orders-db.balance: \"source_hsh\" is not a balance, did you mean \"source_hash\"?",
+            "c.yaml:33:14: upstreams.orders-db.balance: \"source_hsh\" is not a balance, did you mean \"source_hash\"?",
         ),
         (
             "protocol: tcp",
             "protocol: redis",
-            "c.yaml:19:15: routes[0].protocol: protocol redis is not in this release; write tcp",
+            "c.yaml:20:15: routes[0].protocol: protocol redis is not in this release; write tcp",
         ),
         ("version: 1\n", "", "c.yaml: the key \"version\" is missing; write version: 1"),
         (
@@ -86,84 +86,84 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "    upstream: orders-db\n",
             "",
-            "c.yaml:16:5: routes[0]: the key \"upstream\" is missing; add upstream",
+            "c.yaml:17:5: routes[0]: the key \"upstream\" is missing; add upstream",
         ),
         (
             "upstream: orders-db",
             "upstream: order-db",
-            "c.yaml:18:5: routes[0].upstream: there is no upstream \"order-db\", did you mean \"orders-db\"?",
+            "c.yaml:19:5: routes[0].upstream: there is no upstream \"order-db\", did you mean \"orders-db\"?",
         ),
         (
             "max_connections: 1000",
             "max_connections: 0",
-            "c.yaml:20:22: routes[0].max_connections: \"0\" is out of bounds; write 1 to 1000000",
+            "c.yaml:21:22: routes[0].max_connections: \"0\" is out of bounds; write 1 to 1000000",
         ),
         (
             "attempts: 3",
             "attempts: many",
-            "c.yaml:33:39: upstreams.orders-db.connect.attempts: \"many\" is not a whole number; write 1 to 100",
+            "c.yaml:34:39: upstreams.orders-db.connect.attempts: \"many\" is not a whole number; write 1 to 100",
         ),
         (
             "cgroup: /sys/fs/cgroup/pod",
             "cgroup: kubepods/pod1",
-            "c.yaml:9:11: acceleration.cgroup: \"kubepods/pod1\" is not an absolute path; write the pod's cgroup from the root, such as /sys/fs/cgroup/pod, or auto",
+            "c.yaml:10:11: acceleration.cgroup: \"kubepods/pod1\" is not an absolute path; write the pod's cgroup from the root, such as /sys/fs/cgroup/pod, or auto",
         ),
         (
             "instance: orders-7f9c",
             "instance: ../other",
-            "c.yaml:10:13: acceleration.instance: \"../other\" does not name an instance; write letters, digits, _ and -, at most 64 in all",
+            "c.yaml:11:13: acceleration.instance: \"../other\" does not name an instance; write letters, digits, _ and -, at most 64 in all",
         ),
         (
             "stale_after: 30s",
             "stale_after: 5s",
-            "c.yaml:11:16: acceleration.stale_after: \"5s\" is too short; write 10s to 1day, or 0s for never",
+            "c.yaml:12:16: acceleration.stale_after: \"5s\" is too short; write 10s to 1day, or 0s for never",
         ),
         (
             "inflight_bytes: 524288",
             "inflight_bytes: 1024",
-            "c.yaml:12:19: acceleration.inflight_bytes: \"1024\" is out of bounds; write 65536 to 16777216",
+            "c.yaml:13:19: acceleration.inflight_bytes: \"1024\" is out of bounds; write 65536 to 16777216",
         ),
         (
             "inflight_messages: 512",
             "inflight_messages: 2 k",
-            "c.yaml:13:22: acceleration.inflight_messages: \"2 k\" is not a whole number; write 16 to 65536",
+            "c.yaml:14:22: acceleration.inflight_messages: \"2 k\" is not a whole number; write 16 to 65536",
         ),
         (
             "clients: nonblocking",
             "clients: non-blocking",
-            "c.yaml:25:14: routes[0].clients: \"non-blocking\" is not a kind of clients, did you mean \"nonblocking\"?",
+            "c.yaml:26:14: routes[0].clients: \"non-blocking\" is not a kind of clients, did you mean \"nonblocking\"?",
         ),
         (
             "idle_timeout: 0s",
             "idle_timeout: 5",
-            "c.yaml:23:19: routes[0].idle_timeout: \"5\" is not a duration; write a number with its unit, such as 500ms, 2s or 5m, 0s to 1day",
+            "c.yaml:24:19: routes[0].idle_timeout: \"5\" is not a duration; write a number with its unit, such as 500ms, 2s or 5m, 0s to 1day",
         ),
         (
             "timeout: 2s",
             "timeout: 6m",
-            "c.yaml:33:25: upstreams.orders-db.connect.timeout: \"6m\" is out of bounds; write 1ms to 5m",
+            "c.yaml:34:25: upstreams.orders-db.connect.timeout: \"6m\" is out of bounds; write 1ms to 5m",
         ),
         (
             "0660",
             "0990",
-            "c.yaml:26:18: routes[0].socket_mode: \"0990\" is not a file mode; write three octal digits after a 0, in quotes, such as \"0660\"",
+            "c.yaml:27:18: routes[0].socket_mode: \"0990\" is not a file mode; write three octal digits after a 0, in quotes, such as \"0660\"",
         ),
         (
             "[::1]:5432",
             "[::1]:0",
-            "c.yaml:17:32: routes[0].listen[1]: port 0 would be a different port at every start; write the port that clients use, 1 to 65535",
+            "c.yaml:18:32: routes[0].listen[1]: port 0 would be a different port at every start; write the port that clients use, 1 to 65535",
         ),
         ("\"unix:/var/run/db/postgres.sock\"", &wrong_unix, "at most 107 bytes"),
         (
             "db-0.prod.svc:5432",
             "db-0.prod.svc",
-            "c.yaml:31:17: upstreams.orders-db.endpoints[0]: \"db-0.prod.svc\" has no port; add :PORT, such as db:5432",
+            "c.yaml:32:17: upstreams.orders-db.endpoints[0]: \"db-0.prod.svc\" has no port; add :PORT, such as db:5432",
         ),
         ("db-0.prod.svc:5432", "db-0.prod.svc:5432:0", "\"0\" is not a weight; write 1 to 1000"),
         (
             "db-1.prod.svc:5432",
             "localhost:5432",
-            "c.yaml:16:5: routes[0]: the route leads to itself; write the address of the real service as its endpoint",
+            "c.yaml:17:5: routes[0]: the route leads to itself; write the address of the real service as its endpoint",
         ),
         (
             "max_ttl: 30s",
@@ -191,6 +191,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
             "http: 9090",
             "c.yaml:4:9: admin.http: 9090 does not say which address; write 0.0.0.0:9090 for probes of the kubelet, or 127.0.0.1:9090",
         ),
+        ("ready_when: healthy", "ready_when: up", "c.yaml:6:15: admin.ready_when: \"up\" is not"),
         (
             "version: 1",
             "version: 1\nversion: 1",
@@ -201,7 +202,7 @@ fn a_slip_in_yaml_is_one_line_with_file_line_column_place_problem_and_fix() {
         (
             "eject: { consecutive_failures: 5, for: 5s, max_percent: 50 }",
             "eject: off",
-            "c.yaml:42:5: upstreams.orders-db.eject: string \"off\" does not belong here; write a mapping, or none",
+            "c.yaml:43:5: upstreams.orders-db.eject: string \"off\" does not belong here; write a mapping, or none",
         ),
     ] {
         let error = yaml(with(EXAMPLE, old, new)).expect_err(new);
