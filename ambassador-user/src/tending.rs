@@ -5,11 +5,11 @@
 //! one that has been taken out is tried before connections go there again.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use crate::proxy::connect::{self, As};
 use crate::upstream::health::STEPS;
@@ -25,6 +25,8 @@ const LOOKS: Duration = Duration::from_secs(5);
 const FIRST: Duration = Duration::from_secs(1);
 /// A check that speaks against a host is repeated after this part of the interval.
 const IN_DOUBT: u32 = 5;
+/// Checks that are due within this part of the interval begin together: to wake up costs more than to ask.
+const TOGETHER: u32 = 20;
 /// Between two tries of a host while no other is sure to work, and of any ten of them.
 const URGENT: Duration = Duration::from_millis(500);
 
@@ -147,12 +149,20 @@ async fn check(
         upstream.checked(&host, &rules, found);
         let doubted = host.health().is_doubted();
         let rest = if doubted { rules.interval / IN_DOUBT } else { rules.interval };
-        sleep(rest.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+        let due = Instant::now() + rest.mul_f64(0.9 + 0.2 * fastrand::f64());
+        sleep_until(with_others(due, rest / TOGETHER)).await;
     }
 }
 
+/// When what is due then begins, with all that has been due for no longer than a tick.
+fn with_others(due: Instant, tick: Duration) -> Instant {
+    static CLOCK: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let ticks = due.duration_since(*CLOCK).div_duration_f64(tick);
+    *CLOCK + tick.mul_f64(ticks.ceil())
+}
+
 async fn ask(ask: &config::Ask, endpoint: &Endpoint, host: &Host) -> Result<(), String> {
-    let connected = connect::to(host, &As::Ambassador(None)).await;
+    let connected = connect::to(host, &As::Check).await;
     let socket = connected.map_err(|error| format!("connect: {error}"))?;
     probe::answers(ask, endpoint.label(), socket).await.map_err(|error| format!("{error:#}"))
 }
@@ -194,7 +204,7 @@ async fn find_out(upstream: &Upstream, host: &Arc<Host>) {
 
 /// Connects, and says why that fails. Whether it answers well is for checks to say.
 async fn attempt(upstream: &Upstream, host: &Host) -> Result<(), String> {
-    match timeout(upstream.connect.timeout, connect::to(host, &As::Ambassador(None))).await {
+    match timeout(upstream.connect.timeout, connect::to(host, &As::Check)).await {
         Ok(reached) => reached.map(drop).map_err(|error| error.to_string()),
         Err(_elapsed) => Err("no answer".to_owned()),
     }

@@ -40,6 +40,8 @@ pub struct Connected {
 pub enum As {
     /// An ambassador: the connect hooks leave its sockets alone, and whoever offers shortcuts is shown them.
     Ambassador(Option<Arc<dyn Shortcuts>>),
+    /// The same, for a question or two: nobody carries anything on such a connection.
+    Check,
     /// An app like any other.
     App,
 }
@@ -211,14 +213,14 @@ pub async fn to(host: &Host, who: &As) -> io::Result<Socket> {
 
 async fn tcp(address: SocketAddr, who: &As) -> io::Result<Socket> {
     let socket = stream(Domain::for_address(address))?;
-    tune_tcp(&socket)?;
-    if let As::Ambassador(shortcuts) = who {
-        if let Some(shortcuts) = shortcuts {
-            shortcuts.prepare(socket.as_fd());
-        }
-        if address.ip().is_loopback() {
-            mark_as_ours(&socket, address.ip())?;
-        }
+    if !matches!(who, As::Check) {
+        tune_tcp(&socket)?;
+    }
+    if let As::Ambassador(Some(shortcuts)) = who {
+        shortcuts.prepare(socket.as_fd());
+    }
+    if !matches!(who, As::App) && address.ip().is_loopback() {
+        mark_as_ours(&socket, address.ip())?;
     }
     let target = address.into();
     // Asked again, connect(2) tells how far it is. Within a node the handshake is over by the time the

@@ -60,6 +60,7 @@ pub(crate) const LOADS: &[Load] = &[
         round_trips(64, 64),
     ),
     over(1000, "reload", "A reload that moves one of 1,000 routes, under traffic", Kind::Reload),
+    over(1000, "checks", "1,000 endpoints are checked, each every 5 s", Kind::Checks),
     full("redis-killed", "Redis is killed", failover(Dialect::Redis, Failure::Killed)),
     full("redis-stopped", "Redis stops to answer", failover(Dialect::Redis, Failure::Stopped)),
     full(
@@ -148,6 +149,8 @@ pub(crate) enum Kind {
     StartUp,
     /// Another configuration for the proxy, while others go on.
     Reload,
+    /// Nothing: the proxy asks the endpoint of each route whether it works.
+    Checks,
     /// The first of two servers fails.
     Failover { dialect: Dialect, failure: Failure },
 }

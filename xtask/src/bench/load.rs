@@ -4,6 +4,7 @@
 //! A load either gives its figures or fails: a reply that is lost or wrong, or no progress for
 //! [`STALL`](ambassador::bench::load::STALL), is never just a slow result.
 
+pub(crate) mod checks;
 pub(crate) mod failover;
 pub(crate) mod idle;
 pub(crate) mod pgbench;
@@ -134,6 +135,7 @@ impl Load {
                     ]
                 }
             }
+            Kind::Checks => const { &[figure("CPU of a core %", 2, '↓')] },
             Kind::Failover { .. } => {
                 const {
                     &[
@@ -206,6 +208,10 @@ impl Load {
                     tails[1].zip(tails[0]).map(|(meanwhile, before)| meanwhile / before),
                 ];
                 Ok(self.outcome(values, None, Some(meanwhile)))
+            }
+            Kind::Checks => {
+                let share = checks::run(target, self.routes)?;
+                Ok(self.outcome([share.map(|share| share * 100.0)], None, None))
             }
             Kind::Failover { dialect, .. } => {
                 let failed_over = failover::run(target, dialect)?;
@@ -304,7 +310,10 @@ mod tests {
             let outcome = load.run(&target, scale);
             let outcome = outcome.unwrap_or_else(|error| panic!("{}: {error:#}", load.name));
             let first = load.figures()[0].name;
-            let counts = !matches!(load.kind, Kind::StartUp | Kind::Idle { .. } | Kind::Reload);
+            let counts = !matches!(
+                load.kind,
+                Kind::StartUp | Kind::Idle { .. } | Kind::Reload | Kind::Checks
+            );
             assert_eq!(
                 outcome.figures.get(first).is_some_and(|&it| it > 0.0),
                 counts,

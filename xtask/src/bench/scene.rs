@@ -89,6 +89,7 @@ impl Scene {
     pub(crate) fn measure(&self, subject: &Subject, load: Load, scale: Scale) -> Result<Outcome> {
         let run = |upstream| {
             let mut order = self.order(load.ports(), upstream, load.connections());
+            order.checked = load.kind == Kind::Checks;
             order.elsewhere = order.listen.split_off(load.routes).pop();
             self.through(subject, order, |target| load.run(&target, scale))
         };
@@ -149,7 +150,15 @@ impl Scene {
         let mut listen: Vec<_> =
             ports.map(|&port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
         let admin = listen.pop().expect("one more than there are routes");
-        Order { listen, elsewhere: None, upstream, standby: None, admin, connections }
+        Order {
+            listen,
+            elsewhere: None,
+            upstream,
+            standby: None,
+            checked: false,
+            admin,
+            connections,
+        }
     }
 
     /// Does something that a client does, through one subject, at the pod.

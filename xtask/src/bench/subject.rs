@@ -63,6 +63,8 @@ pub(crate) struct Order {
     pub(crate) upstream: SocketAddr,
     /// What they lead to when that fails.
     pub(crate) standby: Option<Standby>,
+    /// Whether it is to ask the upstream, once for each route, whether it works.
+    pub(crate) checked: bool,
     /// Where it may listen for other purposes.
     pub(crate) admin: SocketAddr,
     /// For how many connections at once it must have room.
@@ -95,13 +97,13 @@ impl Subject {
 
     /// Whether it can carry a load at all.
     pub(crate) fn carries(&self, load: Load) -> bool {
-        let fails_over = matches!(load.kind, Kind::Failover { .. });
+        let checks = matches!(load.kind, Kind::Failover { .. } | Kind::Checks);
         match self {
-            Self::NoProxy => !fails_over,
+            Self::NoProxy => !checks,
             // On that way connections are made by `splice`, too.
-            Self::Ambassador { tier, .. } => !fails_over || tier != "copy",
+            Self::Ambassador { tier, .. } => !checks || tier != "copy",
             Self::Peer { peer: Peer::Haproxy, .. } => true,
-            Self::Peer { peer, .. } => !fails_over && peer.carries(load),
+            Self::Peer { peer, .. } => !checks && peer.carries(load),
         }
     }
 
@@ -195,7 +197,7 @@ impl Subject {
 impl Order {
     /// Whether the ambassador's flags cannot say it.
     fn takes_a_file(&self) -> bool {
-        self.elsewhere.is_some() || self.standby.is_some()
+        self.elsewhere.is_some() || self.standby.is_some() || self.checked
     }
 
     /// The same with the last route elsewhere, if that is to be.
@@ -215,7 +217,11 @@ fn ambassador_file(order: &Order) -> String {
         );
         let upstream = match order.standby {
             Some(standby) => standby::ambassador(order, standby),
-            None => format!("endpoints: [\"{}\"]", order.upstream),
+            None => {
+                let health =
+                    if order.checked { ", health: { check: tcp, interval: 5s }" } else { "" };
+                format!("endpoints: [\"{}\"]{health}", order.upstream)
+            }
         };
         upstreams += &format!("  upstream{number}: {{ {upstream} }}\n");
     }

@@ -52,6 +52,17 @@ const CONNECTIONS: &[&str] = &["connections"];
 const STARTS: &[&str] = &["start", "start-100", "start-1000"];
 const GROWTH: &[&str] = &["round-trips-1000", "round-trips-5000", "routes-100", "routes-1000"];
 const RELOAD: &[&str] = &["reload"];
+const CHECKS: &[&str] = &["checks"];
+const FAILOVER: &[&str] = &[
+    "redis-killed",
+    "redis-stopped",
+    "redis-unreachable",
+    "redis-resetting",
+    "postgres-killed",
+    "postgres-stopped",
+    "postgres-unreachable",
+    "postgres-resetting",
+];
 const IDLE: &[&str] = &["idle", "idle-5000"];
 
 const DIRECT: &str = "ambassador direct";
@@ -109,6 +120,14 @@ const TARGETS: &[Target] = {
         target("`direct`: at most 1.5 × the p99.9 during that reload", DIRECT, RELOAD, "meanwhile/before", Over::Nothing, AtMost(1.5)),
         target("`sockmap`: at most 1.5 × the p99.9 during that reload", SOCKMAP, RELOAD, "meanwhile/before", Over::Nothing, AtMost(1.5)),
         target("`splice`: at most 1.5 × the p99.9 during that reload", SPLICE, RELOAD, "meanwhile/before", Over::Nothing, AtMost(1.5)),
+        target("`direct`: served again no later than HAProxy when a server fails", DIRECT, FAILOVER, "first success ms", HAPROXY, AtMost(1.0)),
+        target("`direct`: no more failed calls than HAProxy when a server fails", DIRECT, FAILOVER, "failed calls", HAPROXY, AtMost(1.0)),
+        target("`sockmap`: served again no later than HAProxy when a server fails", SOCKMAP, FAILOVER, "first success ms", HAPROXY, AtMost(1.0)),
+        target("`sockmap`: no more failed calls than HAProxy when a server fails", SOCKMAP, FAILOVER, "failed calls", HAPROXY, AtMost(1.0)),
+        target("`splice`: served again no later than HAProxy when a server fails", SPLICE, FAILOVER, "first success ms", HAPROXY, AtMost(1.0)),
+        target("`splice`: no more failed calls than HAProxy when a server fails", SPLICE, FAILOVER, "failed calls", HAPROXY, AtMost(1.0)),
+        target("`direct`: at most 2 % of a core to check 1,000 endpoints", DIRECT, CHECKS, "CPU of a core %", Over::Nothing, AtMost(2.0)),
+        target("`splice`: at most 2 % of a core to check 1,000 endpoints", SPLICE, CHECKS, "CPU of a core %", Over::Nothing, AtMost(2.0)),
     ]
 };
 

@@ -1,4 +1,5 @@
-//! README's table of what it costs when a server fails, which a run of these loads alone may bring up to date.
+//! README's table of what it costs when a server fails, and to ask whether it does, which a run of these loads alone
+//! may bring up to date.
 
 use ambassador::bench::table::Table;
 
@@ -7,15 +8,16 @@ use super::super::report::Report;
 use super::super::results::Cell;
 
 /// The figures that it has.
-const SHOWN: [(&str, &str); 3] = [
+const SHOWN: [(&str, &str); 4] = [
     ("first success ms", "first success, ms"),
     ("all served ms", "all served, ms"),
     ("failed calls", "failed calls"),
+    ("CPU of a core %", "CPU, % of a core"),
 ];
 
-/// Whether a server fails in this load.
+/// Whether a server fails in this load, or may.
 pub(super) fn is_one(load: &Load) -> bool {
-    matches!(load.kind, Kind::Failover { .. })
+    matches!(load.kind, Kind::Failover { .. } | Kind::Checks)
 }
 
 /// The section, if the run has such loads.
@@ -30,12 +32,14 @@ pub(super) fn section(report: &Report) -> Option<String> {
     headings.extend(subjects.iter().map(|subject| subject.replace("ambassador ", "")));
     let mut table = Table::new(headings);
     for &load in &loads {
-        for (figure, label) in SHOWN {
-            let cell = |subject: &&String| match report.results.cell(load, subject, figure) {
+        for (name, label) in SHOWN {
+            let Some(figure) = load.figures().iter().find(|it| it.name == name) else { continue };
+            let cell = |subject: &&String| match report.results.cell(load, subject, name) {
                 Cell::Nothing => String::new(),
                 Cell::Failed => "FAILED".into(),
                 Cell::Measured(it) => {
-                    format!("{:.0} ({:.0}–{:.0})", it.median, it.lowest, it.highest)
+                    let shown = |it: f64| format!("{it:.*}", figure.decimals);
+                    format!("{} ({}–{})", shown(it.median), shown(it.lowest), shown(it.highest))
                 }
             };
             let mut row = vec![format!("{}: {label}", load.title)];
@@ -66,7 +70,7 @@ mod tests {
             ("redis-killed", "ambassador direct", &[3.0, 5.0, 4.0]),
         ]);
         let told = section(&failing).expect("a section");
-        assert!(told.contains("| Redis is killed: first success, ms | 4 (3–5) |"), "{told}");
+        assert!(told.contains("| Redis is killed: first success, ms | 4.0 (3.0–5.0) |"), "{told}");
         assert!(!told.contains("no proxy"));
         assert!(section(&report(&[("get", "no proxy", &[1.0])])).is_none());
     }

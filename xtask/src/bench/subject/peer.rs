@@ -166,7 +166,10 @@ impl Peer {
         for (number, listen) in order.listen.iter().enumerate() {
             let servers = match order.standby {
                 Some(standby) => standby::haproxy(order, standby),
-                None => format!("    server upstream {}\n", order.upstream),
+                None => {
+                    let check = if order.checked { " check inter 5s" } else { "" };
+                    format!("    server upstream {}{check}\n", order.upstream)
+                }
             };
             text += &format!("listen route{number}\n    bind {listen}\n{servers}");
         }
