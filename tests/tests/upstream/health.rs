@@ -168,7 +168,7 @@ fn readiness_counts_what_is_healthy_only_where_it_is_told_to() -> Result<()> {
 }
 
 /// One way on which user space decides, and the one on which the kernel does.
-fn by_whom() -> Result<Vec<Way>> {
+pub(crate) fn by_whom() -> Result<Vec<Way>> {
     let decided = |way: &Way| matches!(way, Way::Splice | Way::Direct);
     Ok(Way::proxied()?.into_iter().filter(decided).collect())
 }

@@ -3,6 +3,7 @@
 mod balance;
 mod ejection;
 mod health;
+mod kinds;
 mod returning;
 mod silent;
 
