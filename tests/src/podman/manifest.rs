@@ -25,7 +25,7 @@ pub(super) struct Node {
     pub(super) ambassador: String,
     pub(super) app: &'static str,
     pub(super) resolv_conf: PathBuf,
-    /// Where volumes of ConfigMaps and Secrets lie, by their Pods.
+    /// Where volumes that the kubelet makes lie, by their Pods.
     pub(super) volumes: PathBuf,
 }
 
@@ -44,7 +44,7 @@ pub struct Manifest {
     pub(super) sysctls: Vec<(String, String)>,
     /// Seconds between SIGTERM and SIGKILL.
     pub(super) grace: u64,
-    /// Volumes of ConfigMaps and Secrets: their names, where they lie, and what is in them at first.
+    /// Volumes that the kubelet makes: their names, where they lie, and what is in them at first.
     pub(super) projected: Vec<(String, PathBuf, Files)>,
     documents: Vec<Value>,
 }
@@ -59,6 +59,8 @@ impl Manifest {
         let mut document = pods.pop().context("find a Pod in the manifest")?;
         ensure!(pods.is_empty(), "more than one Pod is in the manifest");
         let name = document["metadata"]["name"].as_str().context("find its name")?.to_owned();
+        let namespace = &document["metadata"]["namespace"];
+        let namespace = namespace.as_str().unwrap_or("default").to_owned();
         if document["kind"] != "Pod" {
             let template = document["spec"]["template"].take();
             document = json!({ "metadata": template["metadata"], "spec": template["spec"] });
@@ -135,7 +137,7 @@ impl Manifest {
         let mut volumes = list(spec, "volumes")?;
         let mut projected = Vec::new();
         for volume in &mut volumes {
-            if let Some(files) = projected::files(volume, &documents)? {
+            if let Some(files) = projected::files(volume, &documents, &namespace)? {
                 let of_volume = volume["name"].as_str().context("find a volume's name")?.to_owned();
                 let place = node.volumes.join(&name).join(&of_volume);
                 *volume = json!({ "name": of_volume, "hostPath": { "path": place } });

@@ -1,12 +1,13 @@
-//! Volumes of ConfigMaps and Secrets, as the kubelet lays them out: files are links through `..data`, a link
-//! to a directory of one version, so that what is mounted changes at once. podman knows no such thing.
+//! Volumes of ConfigMaps, Secrets and the downward API, as the kubelet lays them out: files are links through
+//! `..data`, a link to a directory of one version, so that what is mounted changes at once. podman knows no
+//! such thing.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// The files of a volume, by their names.
@@ -17,8 +18,17 @@ const CURRENT: &str = "..data";
 const KINDS: [(&str, &str, &str, &str); 2] =
     [("ConfigMap", "data", "configMap", "name"), ("Secret", "stringData", "secret", "secretName")];
 
-/// What a volume shows of these documents, if it is of that kind.
-pub(super) fn files(volume: &Value, documents: &[Value]) -> Result<Option<Files>> {
+/// What a volume shows of these documents, or of its Pod's namespace, if it is of that kind.
+pub(super) fn files(volume: &Value, documents: &[Value], namespace: &str) -> Result<Option<Files>> {
+    if let Some(items) = volume["downwardAPI"]["items"].as_array() {
+        let file = |item: &Value| {
+            let field = &item["fieldRef"]["fieldPath"];
+            ensure!(field == "metadata.namespace", "no Pod is told of {field} here");
+            let path = item["path"].as_str().context("find where that is told")?;
+            Ok((path.to_owned(), namespace.to_owned()))
+        };
+        return items.iter().map(file).collect::<Result<_>>().map(Some);
+    }
     for (kind, files, key, name) in KINDS {
         let Some(source) = volume.get(key) else { continue };
         let wanted = &source[name];

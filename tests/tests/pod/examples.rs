@@ -8,7 +8,8 @@ use ambassador_tests::podman::Podman;
 use ambassador_tests::wait::until_true;
 use anyhow::{Context, Result, ensure};
 
-use crate::{AMBASSADOR, Scene, Services, ask, is_ready, manifest, podman_and_kubectl};
+use crate::edit::{documents, text};
+use crate::{AMBASSADOR, PORT, Scene, Services, ask, is_ready, manifest, podman_and_kubectl};
 
 const DATABASE: &str = "database.svc.cluster.local";
 
@@ -94,6 +95,33 @@ fn a_job_ends_with_its_ambassador() -> Result<()> {
     ensure!(pod.played.wait("migrate")? == 0, "{}", pod.played.logs("migrate")?);
     ensure!(pod.played.wait(AMBASSADOR)? == 0, "{}", pod.played.logs(AMBASSADOR)?);
     pod.played.delete()
+}
+
+#[test]
+fn one_manifest_reaches_the_database_of_the_environment_it_is_applied_to() -> Result<()> {
+    let podman = podman_and_kubectl!();
+    let prod =
+        ["postgres-0", "postgres-1"].map(|it| format!("{it}.postgres.prod.svc.cluster.local"));
+    let dev = ("postgres.dev.svc.cluster.local", PORT);
+    let prod = [(&*prod[0], PORT), (&*prod[1], PORT)];
+    for (namespace, profile, known) in [
+        ("orders-dev", "dev", &[dev][..]),
+        ("orders-prod", "prod", &prod),
+        ("orders", "dev", &[dev]),
+    ] {
+        let mut documents = documents(&manifest("environments")?)?;
+        let pod = documents.iter_mut().find(|it| it["kind"] == "Pod").context("find the Pod")?;
+        pod["metadata"]["namespace"] = namespace.into();
+        // Of the other environments no name is known here.
+        let scene = Scene::begin(&podman, &text(&documents), known)?;
+        is_ready(&scene.played)?;
+        scene.ask().context(namespace)?;
+        let told = scene.status()?["config"]["profile"].clone();
+        ensure!(told["name"] == profile, "{namespace}: {told}");
+        ensure!(told["evidence"].to_string().contains(namespace), "{namespace}: {told}");
+        scene.played.delete()?;
+    }
+    Ok(())
 }
 
 /// The Pod of an example, once it is ready.
