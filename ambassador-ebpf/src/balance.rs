@@ -33,7 +33,9 @@ pub(crate) fn choose<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
     if is_fit(table, slot, wish) {
         return Some(slot);
     }
-    // SAFETY: read apart, so that the verifier does not take what it learns here for known below.
+    // Read for this comparison alone: from it the verifier would know the policy that the index below is made of
+    // on one way, and not on the other.
+    // SAFETY: the reference is valid.
     let policy = unsafe { core::ptr::read_volatile(&raw const table.policy) };
     if policy == FAILOVER && state(slot).is_some_and(|it| is_in_doubt(it, wish)) {
         // Where the order matters, the next one is only for when this one is known to fail.
@@ -43,6 +45,13 @@ pub(crate) fn choose<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
     // ways or on none: "R3 tried to add from different maps, paths or scalars".
     const _: () = assert!(FAILOVER == 0 && ROUND_ROBIN == 1);
     first_fit(table, wish, preferred * table.policy as usize)
+}
+
+/// The slot for a connection that has nothing better, whatever speaks against that.
+#[inline(always)]
+pub(crate) fn whatever_it_is<'t>(table: &'t Table, wish: &Wish) -> Option<&'t Slot> {
+    let (_, slot) = of_turn(table, wish.turn as u32)?;
+    (slot.family & wish.families != 0).then_some(slot)
 }
 
 /// The slot of a turn, and its index.
@@ -113,7 +122,8 @@ fn is_fit(table: &Table, slot: &Slot, wish: &Wish) -> bool {
     slot.family & wish.families != 0
         && !(table.spills == 1 && is_full(table, slot))
         && (table.last_resort == 1
-            || state(slot).is_none_or(|it| it.suspect_until <= wish.now && !is_in_doubt(it, wish)))
+            || state(slot)
+                .is_none_or(|it| it.suspect_until <= wish.now && it.doubt_until <= wish.now))
 }
 
 /// Whether there are as many connections to it as may be.

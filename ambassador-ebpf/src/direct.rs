@@ -3,9 +3,8 @@
 //! - programs: `cgroup/connect4`, `cgroup/connect6`, `cgroup/getpeername4`, `cgroup/getpeername6`,
 //!   attached to the pod's cgroup
 //! - kernel: 5.14 (with it user space can learn its namespace's cookie; the hooks are from 4.17 and 5.8)
-//! - maps: `SETTINGS`, `LISTENERS`, `ROUTES`, `CARRIED`, `CARRIED_TO`,
-//!   `TABLES` (read), `TARGETS` (make, count a turn),
-//!   `MISSES` (count), `REDIRECTED` (make, read, delete)
+//! - maps: `SETTINGS`, `LISTENERS`, `ROUTES`, `CARRIED`, `CARRIED_TO`, `TABLES` (read), `TARGETS` (make, count a
+//!   turn), `MISSES` (count), `REDIRECTED` (make, read, delete)
 //! - byte order: addresses and ports stay in network order throughout
 //! - on failure: the address is left as the app gave it, and the connection goes to the user-space
 //!   listener on that address. The programs always return 1, so that no call is ever refused.
@@ -15,12 +14,19 @@ use ambassador_ebpf::direct::{
     BOUND, Flow, IPV4, IPV6, NO_ROOM, NO_TABLE, NO_TARGET, Table, Target, TargetKey,
 };
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_tcp6_sock};
+use aya_ebpf::bindings::{
+    BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock, bpf_sock_addr, bpf_sock_tuple,
+    bpf_sock_tuple__bindgen_ty_1 as Tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6,
+};
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_sk_lookup_tcp, bpf_sk_release,
+    bpf_skc_to_tcp6_sock,
+};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
-use crate::balance::{Wish, choose, is_full};
+use crate::balance::{Wish, choose, is_full, whatever_it_is};
 use crate::counter;
 use crate::maps::{CARRIED, LISTENERS, MISSES, REDIRECTED, ROUTES, SETTINGS, TABLES, TARGETS};
 
@@ -163,7 +169,13 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
         true if original.as_v4().is_some() || takes_v4(ctx) => IPV4 | IPV6,
         true => IPV6,
     };
-    let slot = choose(table, &Wish { families, now, turn }).ok_or(Miss::NoTarget)?;
+    let wish = Wish { families, now, turn };
+    let slot = match choose(table, &wish) {
+        // A listener could have tried one address after the other, but it is gone.
+        None if !is_listened_at(ctx, &original) => whatever_it_is(table, &wish),
+        chosen => chosen,
+    };
+    let slot = slot.ok_or(Miss::NoTarget)?;
     if is_full(table, slot) {
         return Err(Miss::NoTarget);
     }
@@ -187,6 +199,33 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
     // SAFETY: a field of a live element.
     counter::add(unsafe { &raw mut (*of_route).chosen }, 1);
     Ok(&slot.key.address)
+}
+
+/// Whether anybody would take a connection to this address.
+#[inline(always)]
+fn is_listened_at(ctx: &SockAddrContext, address: &Address) -> bool {
+    let port = address.port as u16;
+    let (tuple, size) = match address.as_v4() {
+        Some(daddr) => (
+            Tuple { ipv4: TupleV4 { saddr: 0, daddr, sport: 0, dport: port } },
+            size_of::<TupleV4>(),
+        ),
+        None => (
+            Tuple { ipv6: TupleV6 { saddr: [0; 4], daddr: address.ip, sport: 0, dport: port } },
+            size_of::<TupleV6>(),
+        ),
+    };
+    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: tuple };
+    let current = BPF_F_CURRENT_NETNS as u64;
+    // SAFETY: the context is the kernel's own, and the tuple is as large as said.
+    let listener =
+        unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, current, 0) };
+    if listener.is_null() {
+        return false;
+    }
+    // SAFETY: found above, and given back once.
+    unsafe { bpf_sk_release(listener.cast()) };
+    true
 }
 
 /// Whoever wonders why a connection took the long way is told.

@@ -1,6 +1,7 @@
 //! Where connections lead where `direct` is not as the relays: past addresses that do not answer; and that
 //! tables in the kernel follow names. What is the same is told by `upstream.rs`, on every way.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -90,6 +91,33 @@ fn a_server_that_ends_all_its_connections_itself_is_soon_led_to_again() -> Resul
 }
 
 #[test]
+fn while_nobody_listens_doubt_gets_no_app_refused() -> Result<()> {
+    needs!(Direct);
+    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        let place = Place::here().with_bpffs()?;
+        let route = Address::from(SocketAddr::new(ip, place.port()?));
+        let (first, second) = (Listener::new(Family::Tcp)?, Echo::greeting("2")?);
+        let config = format!(
+            "{{version: 1, routes: [{{listen: '{route}', upstream: u}}], \
+             upstreams: {{u: {{endpoints: ['{}', '{}']}}}}}}",
+            first.address(),
+            second.address()
+        );
+        let ambassador = Launch::new(&place)?.in_kernel("direct")?.config(&config)?.start()?;
+        let app = route.connect()?;
+        let server = first.accept()?;
+        drop(ambassador);
+        ensure!(route.listen().is_ok(), "somebody listens at {route}");
+        // From here on the server is in doubt.
+        drop(server);
+        app.hear_end()?;
+        let _app = route.connect().with_context(|| format!("connect to {route}"))?;
+        first.accept()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn when_all_endpoints_are_suspected_the_listener_tries_them() -> Result<()> {
     needs!(Direct);
     let (first, second) = (loopback(&Place::here())?, loopback(&Place::here())?);
@@ -121,8 +149,7 @@ fn round_robin_passes_over_an_endpoint_that_refuses() -> Result<()> {
 fn a_silent_endpoint_is_suspected_at_the_first_packet_sent_again() -> Result<()> {
     needs!(Direct);
     let pod = pod!("nft");
-    let silent =
-        Address::from(std::net::SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
+    let silent = Address::from(SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
     blackhole(&pod.upstream, &format!("tcp dport {}", silent.port()?))?;
     let echo = Echo::on(listen(&pod.upstream, pod.upstream.ipv4)?, "e");
     let endpoints = format!("endpoints: ['{silent}', '{}']", echo.address());
@@ -157,7 +184,7 @@ fn a_silent_endpoint_is_suspected_at_the_first_packet_sent_again() -> Result<()>
 fn apps_that_change_their_minds_speak_against_nobody() -> Result<()> {
     needs!(Direct);
     let pod = pod!("nft");
-    let slow = Address::from(std::net::SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
+    let slow = Address::from(SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
     blackhole(&pod.upstream, &format!("tcp dport {}", slow.port()?))?;
     let other = Echo::on(listen(&pod.upstream, pod.upstream.ipv4)?, "o");
     let endpoints = format!("endpoints: ['{slow}', '{}']", other.address());
@@ -185,12 +212,12 @@ fn apps_that_change_their_minds_speak_against_nobody() -> Result<()> {
 fn all_addresses_of_a_name_are_used_and_a_change_of_them_reaches_the_kernel() -> Result<()> {
     needs!(Direct);
     let pod = pod!("dnsmasq");
-    let more = std::net::Ipv4Addr::new(10, 77, 0, 3);
+    let more = Ipv4Addr::new(10, 77, 0, 3);
     let add = format!("{more}/24");
     run(pod.upstream.command("ip").args(["addr", "add", &add, "dev", "eth0"]), SOON)?;
     let old = listen(&pod.upstream, pod.upstream.ipv4)?;
     let port = old.address().port()?;
-    let new = Address::from(std::net::SocketAddr::from((more, port)));
+    let new = Address::from(SocketAddr::from((more, port)));
     let (old, new) = (Echo::on(old, "o"), Echo::on(pod.upstream.enter(|| new.listen())?, "n"));
     let dns = Dnsmasq::start(&pod.upstream, &[(NAME, pod.upstream.ipv4.into())])?;
     let place = pod.inside.with_resolver(&Dnsmasq::resolv_conf(pod.upstream.ipv4))?;
