@@ -25,7 +25,8 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
         let endpoint = &upstream.endpoints()[index];
         let mut hosts = endpoint.hosts().to_vec();
         hosts.retain(|host| host.is_good());
-        if balance == Balance::SourceHash {
+        // Of more than there is room for each Pod takes others, so that all are used.
+        if balance == Balance::SourceHash || hosts.len() > SLOTS {
             order_for(&Source::Pod, &mut hosts);
         }
         let shares = hosts.iter().filter_map(|host| {

@@ -1,13 +1,17 @@
 //! Many names at once: no flood of questions or of words, and none is held up by those that nobody answers for.
+//! And a name of more addresses than a table of the kernel has room for.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hickory_proto::rr::RecordType;
 
-use ambassador_tests::pod;
+use ambassador_tests::ambassador::Launch;
 use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns};
 use ambassador_tests::wait::until_true;
+use ambassador_tests::{needs, pod};
 
 use crate::{NAME, ONE, Scene, endpoint};
 
@@ -73,5 +77,35 @@ fn what_keeps_failing_is_said_once_and_so_is_its_end() -> Result<()> {
     until_true("the end of it", || Ok(said("resolves again")? == 1))?;
     let warnings = said("cannot resolve")?;
     ensure!(warnings == 1, "{warnings} warnings");
+    Ok(())
+}
+
+#[test]
+fn of_more_addresses_than_the_kernel_has_room_for_a_pod_takes_some_of_its_own() -> Result<()> {
+    needs!(Direct);
+    let pod = pod!();
+    let port = pod.inside.port()?;
+    let all: Vec<_> = (1..=200).map(|n| IpAddr::from([127, 0, 4, n])).collect();
+    let server = pod.inside.enter(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?))?;
+    let scene = Scene::with(
+        pod,
+        |dns| dns.knows(NAME, 60, &all),
+        &endpoint(port),
+        "",
+        |place| Launch::new(&place.with_bpffs()?)?.in_kernel("direct"),
+    )?;
+    until_true("the addresses", || Ok(scene.known()?.split(' ').count() == all.len()))?;
+    let reached = || {
+        let _app = scene.pod.inside.enter(|| scene.route.connect())?;
+        anyhow::Ok(server.accept()?.0.local_addr()?.ip())
+    };
+    // Those of before the table was written went through the listener.
+    until_true("connections that repeat after 64", || {
+        let turns = (0..128).map(|_| reached()).collect::<Result<Vec<_>>>()?;
+        Ok(turns[..64] == turns[64..])
+    })?;
+    let taken = (0..64).map(|_| reached()).collect::<Result<BTreeSet<_>>>()?;
+    ensure!(taken.len() == 64, "{} addresses", taken.len());
+    ensure!(!taken.iter().eq(&all[..64]), "the first ones, as in every Pod");
     Ok(())
 }
