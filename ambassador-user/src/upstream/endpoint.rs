@@ -160,10 +160,11 @@ impl Endpoint {
     }
 
     /// What it gets of its weight, in [`STEPS`], by the best of its hosts.
-    pub(super) fn share(&self, slow_start: Duration, now: Instant) -> u32 {
+    pub(super) fn share(&self, slow_start: Duration) -> u32 {
         if slow_start.is_zero() {
             return STEPS;
         }
+        let now = Instant::now();
         let hosts = self.hosts();
         let good = hosts.iter().filter(|host| host.is_good());
         good.map(|host| host.health().share(slow_start, now)).max().unwrap_or(STEPS)

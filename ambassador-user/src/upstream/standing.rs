@@ -1,7 +1,6 @@
 //! The endpoints as the balancer sees them: for one connection, at one time.
 
 use std::cell::OnceCell;
-use std::time::Instant;
 
 use super::Upstream;
 use super::balance::Field;
@@ -12,7 +11,6 @@ pub(super) struct Standing<'u> {
     upstream: &'u Upstream,
     tried: &'u [usize],
     circuit: Option<&'u Circuit>,
-    now: Instant,
     has_known: OnceCell<bool>,
 }
 
@@ -23,7 +21,7 @@ impl<'u> Standing<'u> {
         tried: &'u [usize],
         circuit: Option<&'u Circuit>,
     ) -> Self {
-        Self { upstream, tried, circuit, now: Instant::now(), has_known: OnceCell::new() }
+        Self { upstream, tried, circuit, has_known: OnceCell::new() }
     }
 
     /// Whether an endpoint that is left to try is known to be somewhere, and good.
@@ -59,7 +57,7 @@ impl Field for Standing<'_> {
 
     fn weight(&self, index: usize) -> u64 {
         let endpoint = &self.upstream.endpoints[index];
-        let share = endpoint.share(self.upstream.slow_start(), self.now);
+        let share = endpoint.share(self.upstream.slow_start());
         u64::from(endpoint.weight()) * u64::from(share)
     }
 

@@ -74,6 +74,13 @@ impl ScriptedDns {
         lock(&self.script).replies.insert((name.to_owned(), kind), reply);
     }
 
+    /// Says this of the addresses of both families from now on.
+    pub fn says_of_addresses(&self, name: &str, reply: &Reply) {
+        for kind in [RecordType::A, RecordType::AAAA] {
+            self.says(name, kind, reply.clone());
+        }
+    }
+
     /// Knows these addresses of a name from now on, and no others.
     pub fn knows(&self, name: &str, ttl: u32, addresses: &[IpAddr]) -> Result<()> {
         let (v4, v6): (Vec<_>, Vec<_>) = addresses.iter().partition(|ip| ip.is_ipv4());

@@ -19,9 +19,7 @@ use crate::{AT_ONCE, NAME, ONE, Scene, TWO, echo};
 const PATIENCE: Duration = Duration::from_millis(500);
 
 fn silent(dns: &ScriptedDns) {
-    for kind in [RecordType::A, RecordType::AAAA] {
-        dns.says(NAME, kind, Reply::Silence);
-    }
+    dns.says_of_addresses(NAME, &Reply::Silence);
 }
 
 fn goes_on_without(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> Result<()> {
@@ -47,9 +45,7 @@ fn goes_on_without(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> R
             scene.reaches_at_once("2")?;
         }
     }
-    for kind in [RecordType::A, RecordType::AAAA] {
-        scene.dns.says(NAME, kind, Reply::NoSuchName);
-    }
+    scene.dns.says_of_addresses(NAME, &Reply::NoSuchName);
     until_true("no such name", || Ok(scene.known()?.contains("does not resolve")))?;
     scene.reaches_at_once("2")?;
     scene.dns.knows(NAME, 0, &[ONE.into()])?;

@@ -154,9 +154,7 @@ fn while_the_server_fails_the_last_good_addresses_stay() -> Result<()> {
     let scene = Scene::new(pod, |dns| dns.knows(NAME, 0, &[ONE.into()]), &endpoint(port))?;
     scene.reaches("1")?;
     for reply in [Reply::Failure, Reply::NoSuchName, Reply::Records(Vec::new()), Reply::Silence] {
-        for kind in [RecordType::A, RecordType::AAAA] {
-            scene.dns.says(NAME, kind, reply.clone());
-        }
+        scene.dns.says_of_addresses(NAME, &reply);
         scene.is_asked(NAME, 3)?;
         scene.reaches_at_once("1").with_context(|| format!("with {reply:?}"))?;
     }
@@ -174,9 +172,7 @@ fn what_shall_not_be_stale_is_given_up_when_the_server_fails() -> Result<()> {
     let scene = Scene::new(pod, |dns| dns.knows(NAME, 0, &[ONE.into()]), &upstream)?;
     for reply in [Reply::Failure, Reply::NoSuchName] {
         scene.reaches("1")?;
-        for kind in [RecordType::A, RecordType::AAAA] {
-            scene.dns.says(NAME, kind, reply.clone());
-        }
+        scene.dns.says_of_addresses(NAME, &reply);
         scene.leads_nowhere()?;
         scene.dns.knows(NAME, 0, &[ONE.into()])?;
     }
@@ -190,8 +186,7 @@ fn a_server_that_fails_is_asked_ever_less() -> Result<()> {
     let scene = Scene::new(
         pod,
         |dns| {
-            dns.says(NAME, RecordType::A, Reply::Failure);
-            dns.says(NAME, RecordType::AAAA, Reply::Failure);
+            dns.says_of_addresses(NAME, &Reply::Failure);
             Ok(())
         },
         &upstream,
@@ -213,8 +208,7 @@ fn a_name_that_nobody_answers_for_is_given_up_within_the_time_of_an_attempt() ->
     let scene = Scene::new(
         pod,
         |dns| {
-            dns.says(NAME, RecordType::A, Reply::Silence);
-            dns.says(NAME, RecordType::AAAA, Reply::Silence);
+            dns.says_of_addresses(NAME, &Reply::Silence);
             Ok(())
         },
         &upstream,
@@ -297,9 +291,7 @@ fn aliases_are_followed_and_those_that_lead_nowhere_cost_little() -> Result<()> 
     let _echos = [echo(&pod, ONE, port, "1")?, echo(&pod, TWO, port, "2")?];
     let aliases = |dns: &ScriptedDns, links: &[(&str, &str)]| {
         for (name, of) in links {
-            for kind in [RecordType::A, RecordType::AAAA] {
-                dns.says(name, kind, Reply::Records(vec![alias(name, 0, of)?]));
-            }
+            dns.says_of_addresses(name, &Reply::Records(vec![alias(name, 0, of)?]));
         }
         anyhow::Ok(())
     };

@@ -39,11 +39,22 @@ impl Servers {
         Ok(Self { records, _echos: echos })
     }
 
+    /// Has the service lead to [`THREE`], and those to where they are.
+    fn are_known(&self, dns: &ScriptedDns) -> Result<()> {
+        self.are_told(dns, THREE.len());
+        THREE
+            .iter()
+            .try_for_each(|(greeting, _, ip)| dns.knows(&name(greeting), 0, &[(*ip).into()]))
+    }
+
     /// Has the service lead to the first so many of them.
     fn are_told(&self, dns: &ScriptedDns, count: usize) {
         dns.says(SERVICE, RecordType::SRV, Reply::Records(self.records[..count].to_vec()));
     }
 }
+
+/// Two of the first priority, and one of the second.
+const THREE: [(&str, u16, Ipv4Addr); 3] = [("a", 1, ONE), ("b", 1, TWO), ("c", 2, ONE)];
 
 fn target(greeting: &str) -> String {
     format!("{greeting}.cache.test.")
@@ -64,20 +75,12 @@ fn takes_turns(scene: &Scene, wanted: &[&str]) -> Result<()> {
 }
 
 fn lowest_first(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> Result<()> {
-    let servers = Servers::start(&pod, &[("a", 1, ONE), ("b", 1, TWO), ("c", 2, ONE)])?;
-    let script = |dns: &ScriptedDns| {
-        servers.are_told(dns, 3);
-        dns.knows(&name("a"), 0, &[ONE.into()])?;
-        dns.knows(&name("b"), 0, &[TWO.into()])?;
-        dns.knows(&name("c"), 0, &[ONE.into()])
-    };
-    let scene = Scene::with(pod, script, UPSTREAM, "", launch)?;
+    let servers = Servers::start(&pod, &THREE)?;
+    let scene = Scene::with(pod, |dns| servers.are_known(dns), UPSTREAM, "", launch)?;
     takes_turns(&scene, &["a", "b"])?;
     // One that is known no more leaves the other; without both, the next priority has its turn.
     for (gone, left) in [("a", "b"), ("b", "c")] {
-        for kind in [RecordType::A, RecordType::AAAA] {
-            scene.dns.says(&name(gone), kind, Reply::NoSuchName);
-        }
+        scene.dns.says_of_addresses(&name(gone), &Reply::NoSuchName);
         takes_turns(&scene, &[left])?;
     }
     scene.dns.knows(&name("a"), 0, &[ONE.into()])?;
@@ -133,14 +136,8 @@ fn a_service_is_followed_and_its_last_good_targets_stay() -> Result<()> {
 #[test]
 fn a_target_that_is_not_answered_for_stays_where_it_was() -> Result<()> {
     let pod = pod!();
-    let servers = Servers::start(&pod, &[("a", 1, ONE), ("b", 1, TWO), ("c", 2, ONE)])?;
-    let script = |dns: &ScriptedDns| {
-        servers.are_told(dns, 3);
-        dns.knows(&name("a"), 0, &[ONE.into()])?;
-        dns.knows(&name("b"), 0, &[TWO.into()])?;
-        dns.knows(&name("c"), 0, &[ONE.into()])
-    };
-    let scene = Scene::new(pod, script, UPSTREAM)?;
+    let servers = Servers::start(&pod, &THREE)?;
+    let scene = Scene::new(pod, |dns| servers.are_known(dns), UPSTREAM)?;
     takes_turns(&scene, &["a", "b"])?;
     let known = scene.known()?;
     // What has no address of the other family, and what leads nowhere in both, is as little an answer.
@@ -159,9 +156,7 @@ fn a_target_that_is_not_answered_for_stays_where_it_was() -> Result<()> {
     scene.dns.knows(&name("b"), 0, &[Ipv4Addr::new(127, 0, 1, 3).into()])?;
     until_true("the new address", || Ok(scene.known()?.contains("127.0.1.3")))?;
     ensure!(scene.known()?.contains("127.0.1.1"), "{}", scene.known()?);
-    for kind in [RecordType::A, RecordType::AAAA] {
-        scene.dns.says(&name("a"), kind, Reply::NoSuchName);
-    }
+    scene.dns.says_of_addresses(&name("a"), &Reply::NoSuchName);
     until_true("the end of the target", || Ok(!scene.known()?.contains("127.0.1.1")))
 }
 
@@ -174,8 +169,7 @@ fn silence_about_some_targets_does_not_keep_others_from_being_found() -> Result<
     let script = |dns: &ScriptedDns| {
         servers.are_told(dns, TARGETS.len());
         for silent in &TARGETS[..11] {
-            dns.says(&name(silent), RecordType::A, Reply::Silence);
-            dns.says(&name(silent), RecordType::AAAA, Reply::Silence);
+            dns.says_of_addresses(&name(silent), &Reply::Silence);
         }
         dns.knows(&name("l"), 0, &[ONE.into()])
     };
