@@ -3,11 +3,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ambassador::proxy::relay::{Traffic, relay};
-use ambassador::proxy::shortcut::Shortcut;
+use ambassador::proxy::shortcut::{Prospect, Shortcut, Shortcuts};
 use ambassador::proxy::socket::{Family, Socket};
 use ambassador_tests::peer::Peer;
 use ambassador_tests::wait::until_true;
@@ -38,10 +38,6 @@ impl Shortcut for Puppet {
         asked < self.hasty.load(Ordering::SeqCst) || self.settled.load(Ordering::SeqCst)
     }
 
-    fn has_ended(&self, _upstream: BorrowedFd<'_>, _read: u64) -> bool {
-        true
-    }
-
     fn forwarded(&self, bytes: u64) {
         self.forwarded.store(bytes, Ordering::SeqCst);
     }
@@ -55,6 +51,37 @@ impl Puppet {
         let before = self.asked.load(Ordering::SeqCst);
         until_true("the relay to ask again", || Ok(self.asked.load(Ordering::SeqCst) >= before + 5))
     }
+}
+
+/// Has the server reset the connection while a shortcut is opened, which is told of it in the place of the relay.
+#[derive(Debug)]
+struct ResetMeanwhile(Mutex<Option<Peer>>);
+
+impl Shortcuts for ResetMeanwhile {
+    fn is_ready(&self, _client: BorrowedFd<'_>) -> bool {
+        true
+    }
+
+    fn prepare(&self, _upstream: BorrowedFd<'_>) {}
+
+    fn can_have(&self, _client: BorrowedFd<'_>) -> bool {
+        true
+    }
+
+    fn open(
+        &self,
+        _client: BorrowedFd<'_>,
+        upstream: BorrowedFd<'_>,
+        _forwarded: u64,
+    ) -> Option<Arc<dyn Shortcut>> {
+        let server = self.0.lock().expect("nobody panics").take().expect("opened once");
+        server.reset().expect("reset");
+        let told = || Ok(socket2::SockRef::from(&upstream).take_error()?.is_some());
+        until_true("the reset to arrive", told).expect("a reset");
+        None
+    }
+
+    fn decline(&self, _client: BorrowedFd<'_>) {}
 }
 
 /// A client and a server with a relay between them, in a runtime that lives as long as they do.
@@ -141,6 +168,40 @@ fn bytes_that_took_the_shortcut_count_as_traffic() -> Result<()> {
 }
 
 /// Both ends of a connection, non-blocking.
+#[test]
+fn reset_that_somebody_else_was_told_of_is_no_end() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("start a runtime")?;
+    let (client, accepted) = connected()?;
+    let (upstream, server) = connected()?;
+    let (client, server) = (Peer::of(client.into())?, Peer::of(server.into())?);
+    client.socket().set_nonblocking(false).context("make a client blocking")?;
+    let shortcuts = Arc::new(ResetMeanwhile(Mutex::new(Some(server))));
+    let opening = Arc::clone(&shortcuts);
+    let relayed = runtime.spawn(async move {
+        let client = Socket::new(accepted.into(), Family::Tcp)?;
+        let upstream = Socket::new(upstream.into(), Family::Tcp)?;
+        let prospect = Prospect { shortcuts: &*opening, allowed: &|| true };
+        let traffic = Traffic::default();
+        let ended = relay(&client, &upstream, None, Some(prospect), &traffic, None).await;
+        ended.map_err(|it| anyhow::anyhow!("{it:?}"))
+    });
+    client.say(b"one")?;
+    until_true("the first piece", || {
+        let server = shortcuts.0.lock().expect("nobody panics");
+        Ok(waiting(server.as_ref().context("find the server")?)? == 3)
+    })?;
+    // With the second piece a shortcut is opened.
+    client.say(b"two")?;
+    client.finish()?;
+    let ended = runtime.block_on(relayed).context("join the relay")?;
+    ensure!(ended.is_err(), "a reset was taken for an end");
+    Ok(())
+}
+
 fn connected() -> Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let here = TcpStream::connect(listener.local_addr()?).context("connect")?;

@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::RawFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -99,7 +99,7 @@ async fn transfer(
     let mut up = Direction::new(client, upstream, pipes, &traffic.relayed_up);
     up.beside = beside;
     let mut down = Direction::new(upstream, client, pipes, &traffic.relayed_down);
-    down.against = Some(&traffic.shortcut);
+    down.resets_may_be_missed = up.beside.is_some();
     let (mut up, mut down) = (Way::Open(up), Way::Open(down));
     let mut client_failure = pin!(client.failed());
     let mut upstream_failure = pin!(upstream.failed());
@@ -174,8 +174,9 @@ struct Direction<'a> {
     pipes: Option<&'a Arc<PipePool>>,
     moved: &'a AtomicU64,
     beside: Option<Beside<'a>>,
-    /// The shortcut of the other direction, through which its receiver writes to its sender.
-    against: Option<&'a OnceLock<Arc<dyn Shortcut>>>,
+    /// Whether others than the relay use its sender: its receiver, through the shortcut of the other direction, and
+    /// who opens that.
+    resets_may_be_missed: bool,
 }
 
 /// What carries the bytes of a direction right now.
@@ -212,7 +213,7 @@ impl<'a> Direction<'a> {
             pipes,
             moved,
             beside: None,
-            against: None,
+            resets_may_be_missed: false,
         }
     }
 
@@ -284,9 +285,7 @@ impl<'a> Direction<'a> {
     /// Whether what reads as an end is one. Of a reset the kernel tells once, and it may have told a client whose
     /// write met it in the sender's socket; which need not even have heard of it, if a part was written before.
     fn has_ended(&self) -> bool {
-        let shortcut = self.against.and_then(OnceLock::get);
-        shortcut
-            .is_none_or(|it| it.has_ended(self.from.as_fd(), self.moved.load(Ordering::Relaxed)))
+        !self.resets_may_be_missed || self.from.has_ended(self.moved.load(Ordering::Relaxed))
     }
 
     /// Only called with nothing held, so that changing carriers cannot reorder bytes.

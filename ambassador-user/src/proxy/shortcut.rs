@@ -59,10 +59,6 @@ pub trait Shortcut: Debug + Send + Sync {
     /// Whether the upstream's socket has accepted all of them.
     fn is_settled(&self, upstream: BorrowedFd<'_>) -> bool;
 
-    /// Whether the upstream has ended its stream, of which so many bytes have been read, and not only its
-    /// connection.
-    fn has_ended(&self, upstream: BorrowedFd<'_>, read: u64) -> bool;
-
     /// Says how many bytes the relay has forwarded in all, and the upstream's socket accepted.
     fn forwarded(&self, bytes: u64);
 

@@ -124,6 +124,13 @@ impl Socket {
         self.io.get_ref().as_raw_fd()
     }
 
+    /// Whether the peer has ended its stream, of which so many bytes have been read, and not only the connection.
+    pub fn has_ended(&self, read: u64) -> bool {
+        // The kernel counts sequence numbers, of which the FIN takes one (net/ipv4/tcp_input.c: `tcp_rcv_nxt_update`).
+        // It counts nothing on a Unix socket, which has no such thing as a reset.
+        tcp_info(self.as_fd()).map_or(true, |info| info.tcpi_bytes_received > read)
+    }
+
     /// Sends a FIN: no more bytes come from here.
     pub fn finish(&self) -> io::Result<()> {
         match self.io.get_ref().shutdown(Shutdown::Write) {
@@ -145,6 +152,27 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.io.get_ref().as_fd()
     }
+}
+
+/// What the kernel tells of a TCP socket.
+pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
+    // SAFETY: integers only, for which zeros are values.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the pointers lead to the value and to its length.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(info)
 }
 
 /// Small writes go out at once, a vanished peer is noticed, and an urgent byte stays in the stream

@@ -18,6 +18,7 @@ use tracing::warn;
 use super::Kernel;
 use super::shared::Shared;
 use crate::proxy::shortcut::Shortcut;
+use crate::proxy::socket::tcp_info;
 
 /// What C's buffer should hold from the start, so that a redirected message never finds it full: the budget,
 /// a few kilobytes of overhead for each message in flight, and room for what the relay forwards.
@@ -182,11 +183,6 @@ impl Shortcut for Flow {
         true
     }
 
-    fn has_ended(&self, upstream: BorrowedFd<'_>, read: u64) -> bool {
-        // The kernel counts sequence numbers, of which the FIN takes one (net/ipv4/tcp_input.c: `tcp_rcv_nxt_update`).
-        tcp_info(upstream).is_ok_and(|info| info.tcpi_bytes_received > read)
-    }
-
     fn forwarded(&self, bytes: u64) {
         self.order(offset_of!(Orders, forwarded)).store(bytes, Ordering::Release);
     }
@@ -232,7 +228,8 @@ fn widen(upstream: BorrowedFd<'_>) -> io::Result<u64> {
 ///
 /// Nothing tells, so it is tried: a message without bytes, with ancillary data that make no sense, is refused by TCP
 /// (net/ipv4/tcp.c: `tcp_sendmsg_locked`), and never looked at where such a program would be asked about each
-/// piece of it (net/ipv4/tcp_bpf.c: `tcp_bpf_sendmsg`).
+/// piece of it (net/ipv4/tcp_bpf.c: `tcp_bpf_sendmsg`). A socket that was reset in this instant may tell of it here,
+/// and then no more: the relay knows that it cannot rely on being told.
 fn is_diverted(upstream: BorrowedFd<'_>) -> bool {
     // Its length, which comes first, does not even cover itself.
     let mut nonsense = [0_u64; 2];
@@ -271,26 +268,6 @@ fn accepted_exactly(upstream: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
 
 fn acknowledged(upstream: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(tcp_info(upstream)?.tcpi_bytes_acked)
-}
-
-fn tcp_info(upstream: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
-    // SAFETY: integers only, for which zeros are values.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the pointers lead to the value and to its length.
-    let failed = unsafe {
-        libc::getsockopt(
-            upstream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
-    if failed != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(info)
 }
 
 /// A tuple as it lies in shared memory.
