@@ -99,7 +99,7 @@ async fn transfer(
     let mut up = Direction::new(client, upstream, pipes, &traffic.relayed_up);
     up.beside = beside;
     let mut down = Direction::new(upstream, client, pipes, &traffic.relayed_down);
-    down.resets_may_be_missed = up.beside.is_some();
+    down.against = up.beside.is_some().then_some(&traffic.shortcut);
     let (mut up, mut down) = (Way::Open(up), Way::Open(down));
     let mut client_failure = pin!(client.failed());
     let mut upstream_failure = pin!(upstream.failed());
@@ -150,7 +150,7 @@ impl Way<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, sender_failed: bool, last: bool) -> Result<(), End> {
         match self {
             Self::Open(direction) => {
-                if direction.poll(cx, sender_failed)?.is_ready() {
+                if direction.poll(cx, sender_failed, last)?.is_ready() {
                     if !last {
                         direction.to.finish().map_err(End::Receiver)?;
                     }
@@ -174,9 +174,9 @@ struct Direction<'a> {
     pipes: Option<&'a Arc<PipePool>>,
     moved: &'a AtomicU64,
     beside: Option<Beside<'a>>,
-    /// Whether others than the relay use its sender: its receiver, through the shortcut of the other direction, and
-    /// who opens that.
-    resets_may_be_missed: bool,
+    /// The shortcut of the other direction, if there may be one: others than the relay use its sender then, those who
+    /// open that, and its receiver, which writes through it.
+    against: Option<&'a OnceLock<Arc<dyn Shortcut>>>,
 }
 
 /// What carries the bytes of a direction right now.
@@ -213,13 +213,18 @@ impl<'a> Direction<'a> {
             pipes,
             moved,
             beside: None,
-            resets_may_be_missed: false,
+            against: None,
         }
     }
 
     /// Moves bytes until the sender ends (then it is ready), runs dry, the receiver is full, or the
     /// turn is over.
-    fn poll(&mut self, cx: &mut Context<'_>, sender_failed: bool) -> Result<Poll<()>, End> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        sender_failed: bool,
+        last: bool,
+    ) -> Result<Poll<()>, End> {
         let mut left = TURN;
         loop {
             while self.carrier.held() > 0 {
@@ -271,7 +276,7 @@ impl<'a> Direction<'a> {
             let pulled = pulled.map_err(End::Sender)?;
             if pulled.taken == 0 {
                 let reset = || End::Sender(io::ErrorKind::ConnectionReset.into());
-                return self.has_ended().then_some(Poll::Ready(())).ok_or_else(reset);
+                return self.has_ended(last).then_some(Poll::Ready(())).ok_or_else(reset);
             }
             self.count(pulled.passed);
             if let Some(beside) = &mut self.beside {
@@ -284,8 +289,11 @@ impl<'a> Direction<'a> {
 
     /// Whether what reads as an end is one. Of a reset the kernel tells once, and it may have told a client whose
     /// write met it in the sender's socket; which need not even have heard of it, if a part was written before.
-    fn has_ended(&self) -> bool {
-        !self.resets_may_be_missed || self.from.has_ended(self.moved.load(Ordering::Relaxed))
+    fn has_ended(&self, last: bool) -> bool {
+        let Some(shortcut) = self.against else { return true };
+        // What becomes of the connection from now on, the relay itself is told.
+        shortcut.get().inspect(|shortcut| shortcut.close());
+        self.from.has_ended(self.moved.load(Ordering::Relaxed), last)
     }
 
     /// Only called with nothing held, so that changing carriers cannot reorder bytes.

@@ -22,6 +22,9 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(15))
     .with_retries(4);
 
+/// TCP_CLOSE of include/net/tcp_states.h: the connection is over.
+const CLOSED: u8 = 7;
+
 /// What kind of stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -124,11 +127,14 @@ impl Socket {
         self.io.get_ref().as_raw_fd()
     }
 
-    /// Whether the peer has ended its stream, of which so many bytes have been read, and not only the connection.
-    pub fn has_ended(&self, read: u64) -> bool {
+    /// Whether the peer has ended its stream, of which so many bytes have been read, and not the connection, unless
+    /// ours is ended `already`.
+    pub fn has_ended(&self, read: u64, already: bool) -> bool {
         // The kernel counts sequence numbers, of which the FIN takes one (net/ipv4/tcp_input.c: `tcp_rcv_nxt_update`).
         // It counts nothing on a Unix socket, which has no such thing as a reset.
-        tcp_info(self.as_fd()).map_or(true, |info| info.tcpi_bytes_received > read)
+        tcp_info(self.as_fd()).map_or(true, |info| {
+            info.tcpi_bytes_received > read && (already || info.tcpi_state != CLOSED)
+        })
     }
 
     /// Sends a FIN: no more bytes come from here.

@@ -5,7 +5,7 @@ use std::thread::scope;
 use ambassador::datapath::obstacle;
 use ambassador::datapath::sockmap::Enrol;
 use ambassador_tests::skip;
-use ambassador_tests::wait::until_true;
+use ambassador_tests::wait::{SOON, until, until_true};
 use anyhow::{Context, Result};
 
 use crate::tier::{Blocking, Connection, Tier};
@@ -38,4 +38,19 @@ fn reset_that_meets_a_redirected_write_is_no_end() -> Result<()> {
         client.socket().set_nonblocking(true).context("make a client non-blocking")?;
         client.hear_reset()
     })
+}
+
+/// The same after the end of the server's stream, which the relay does not take for all that has come then.
+#[test]
+fn reset_behind_an_end_that_meets_a_redirected_write_is_passed_on() -> Result<()> {
+    let tier = tier!(Enrol::Unnoticed);
+    let connection = tier.connect(Blocking::No)?;
+    connection.until_latched()?;
+    let stopped = tier.stop_relays()?;
+    let Connection { client, server, .. } = connection;
+    server.finish()?;
+    server.reset()?;
+    until("a write to meet the reset", SOON, || Ok(client.socket().send(b"x").err()))?;
+    drop(stopped);
+    client.hear_reset()
 }
