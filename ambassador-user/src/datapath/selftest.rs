@@ -21,8 +21,8 @@ use super::cgroup::Visit;
 use super::programs::Maps;
 use super::tables::Tables;
 
-/// For any single step; all of it is on loopback.
-const STEP: Duration = Duration::from_millis(300);
+/// For any single step; all of it is on loopback, but the CPU may be lent to others in between.
+const STEP: Duration = Duration::from_secs(1);
 
 /// One thing that was tried.
 #[derive(Debug)]
@@ -42,8 +42,9 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Before the ambassador uses a tier: whoever waits for it should not notice.
-    pub const START: Self = Self { time: Duration::from_secs(1), bytes: 1024 * 1024 };
+    /// Before the ambassador uses a tier: whoever waits for it should not notice. It takes some milliseconds;
+    /// the limit is what tells a hang from a busy node, on which no tier should be lost.
+    pub const START: Self = Self { time: Duration::from_secs(5), bytes: 1024 * 1024 };
     /// For somebody who wants to know.
     pub const DOCTOR: Self = Self { time: Duration::from_millis(1500), bytes: 64 * 1024 * 1024 };
 }

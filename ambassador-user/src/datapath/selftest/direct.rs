@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
@@ -55,7 +55,7 @@ impl Bench {
                 preferred: 1,
             },
         )?;
-        tables.renew(Some(Duration::from_secs(5)))?;
+        tables.renew(Some(clock.left()))?;
         Ok(Self { tables, ends, routed, routed6, upstream, clock })
     }
 
