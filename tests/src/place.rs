@@ -111,6 +111,18 @@ impl Place {
         command
     }
 
+    /// Gives a command to the packet filter here.
+    pub fn filter(&self, command: &str) -> Result<()> {
+        process::run(self.command("nft").arg(command), SOON).map(drop)
+    }
+
+    /// Drops what arrives here and matches.
+    pub fn blackhole(&self, matching: &str) -> Result<()> {
+        self.filter(&format!(
+            "table inet test {{ chain in {{ type filter hook input priority 0; {matching} drop; }}; }}"
+        ))
+    }
+
     /// Does something here: sockets it opens belong to this place, wherever they are used.
     pub fn enter<T: Send>(&self, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let Some(namespace) = &self.namespace else { return act() };

@@ -94,12 +94,22 @@ impl Way {
 
     /// An ambassador in a place whose routes lead this way, but for what their configuration has to say.
     pub fn launch(self, place: &Place) -> Result<Launch> {
-        // What it pins is nobody else's business, and stays if a test ends it.
-        let pinning = || Launch::new(&place.with_bpffs()?);
         match self {
-            Self::Sockmap | Self::Direct => pinning()?.in_kernel(self),
-            Self::Auto | Self::Vouched => Ok(pinning()?.cgroup(cgroup::of_this_process()?)),
-            _ => Ok(Launch::new(place)?.flag("--tier", self.to_string())),
+            // What it pins is nobody else's business, and stays if a test ends it.
+            Self::Sockmap | Self::Direct | Self::Auto | Self::Vouched => {
+                self.launch_in(&place.with_bpffs()?)
+            }
+            _ => self.launch_in(place),
+        }
+    }
+
+    /// The same with what it pins in the place itself: for who looks at that, or leaves it to the next one.
+    pub fn launch_in(self, place: &Place) -> Result<Launch> {
+        let launch = Launch::new(place)?;
+        match self {
+            Self::Sockmap | Self::Direct => launch.in_kernel(self),
+            Self::Auto | Self::Vouched => Ok(launch.cgroup(cgroup::of_this_process()?)),
+            _ => Ok(launch.flag("--tier", self.to_string())),
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ambassador_ebpf::direct::{NO_TABLE, OPEN, ROUTES, SLOTS, Slot, TABLES, Table, TargetKey};
 use ambassador_tests::address::Address;
-use ambassador_tests::ambassador::{Ambassador, Launch};
+use ambassador_tests::ambassador::Ambassador;
 use ambassador_tests::echo::{Echo, greeted};
 use ambassador_tests::noise::Noise;
 use ambassador_tests::peer::Peer;
@@ -121,12 +121,7 @@ impl Scene {
         });
         let routes = routes.into_iter().collect::<Result<Vec<_>>>()?;
         let place = if way == Way::Splice { here } else { here.with_bpffs()? };
-        let launch = Launch::new(&place)?;
-        let launch = match way {
-            Way::Splice => launch.flag("--tier", "splice"),
-            kernel => launch.in_kernel(kernel)?,
-        };
-        let ambassador = launch.config(&config(&routes, 0))?.start()?;
+        let ambassador = way.launch_in(&place)?.config(&config(&routes, 0))?.start()?;
         Ok(Self { way, place, ambassador, routes })
     }
 

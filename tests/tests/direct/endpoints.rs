@@ -19,9 +19,7 @@ use ambassador_tests::server::dnsmasq::Dnsmasq;
 use ambassador_tests::wait::{SOON, until, until_true};
 use ambassador_tests::{needs, pod};
 
-use crate::{
-    ROUTE, all_are_direct, blackhole, hold, is_direct, listen, loopback, start_with, tally, tier_of,
-};
+use crate::{ROUTE, all_are_direct, hold, is_direct, listen, loopback, start_with, tally, tier_of};
 
 const NAME: &str = "service.test";
 /// For how long an address that did not answer is passed over.
@@ -150,7 +148,7 @@ fn a_silent_endpoint_is_suspected_at_the_first_packet_sent_again() -> Result<()>
     needs!(Direct);
     let pod = pod!("nft");
     let silent = Address::from(SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
-    blackhole(&pod.upstream, &format!("tcp dport {}", silent.port()?))?;
+    pod.upstream.blackhole(&format!("tcp dport {}", silent.port()?))?;
     let echo = Echo::on(listen(&pod.upstream, pod.upstream.ipv4)?, "e");
     let endpoints = format!("endpoints: ['{silent}', '{}']", echo.address());
     let (_ambassador, route) = start_with(&pod.inside, "", &endpoints)?;
@@ -185,7 +183,7 @@ fn apps_that_change_their_minds_speak_against_nobody() -> Result<()> {
     needs!(Direct);
     let pod = pod!("nft");
     let slow = Address::from(SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
-    blackhole(&pod.upstream, &format!("tcp dport {}", slow.port()?))?;
+    pod.upstream.blackhole(&format!("tcp dport {}", slow.port()?))?;
     let other = Echo::on(listen(&pod.upstream, pod.upstream.ipv4)?, "o");
     let endpoints = format!("endpoints: ['{slow}', '{}']", other.address());
     let (ambassador, route) = start_with(&pod.inside, "", &endpoints)?;

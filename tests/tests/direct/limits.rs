@@ -11,7 +11,7 @@ use ambassador_tests::place::Place;
 use ambassador_tests::wait::until_true;
 use ambassador_tests::{needs, pod};
 
-use crate::{ROUTE, all_are_direct, blackhole, connect_bound, hold, start_with};
+use crate::{ROUTE, all_are_direct, connect_bound, hold, start_with};
 
 #[test]
 fn connections_of_both_ways_count_and_one_too_many_is_refused() -> Result<()> {
@@ -88,7 +88,7 @@ fn connections_on_their_way_are_limited_over_both_ways() -> Result<()> {
     needs!(Direct);
     let pod = pod!("nft");
     let silent = Address::from(SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?)));
-    blackhole(&pod.upstream, &format!("tcp dport {}", silent.port()?))?;
+    pod.upstream.blackhole(&format!("tcp dport {}", silent.port()?))?;
     for limits in ["max_pending: 2", "per_endpoint: { max_pending: 2 }"] {
         let upstream = format!("endpoints: ['{silent}'], connect: {{ timeout: 1m }}");
         let (ambassador, route) = start_with(&pod.inside, limits, &upstream)?;

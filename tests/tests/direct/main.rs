@@ -114,14 +114,6 @@ fn all_are_direct(ambassador: &Ambassador, held: &[(String, Peer)]) -> Result<()
     Ok(())
 }
 
-/// Drops what arrives in a place and matches.
-fn blackhole(place: &Place, matching: &str) -> Result<()> {
-    let rules = format!(
-        "table inet test {{ chain in {{ type filter hook input priority 0; {matching} drop; }}; }}"
-    );
-    ambassador_tests::process::run(place.command("nft").arg(rules), SOON).map(drop)
-}
-
 /// A listener in a place.
 fn listen(place: &Place, ip: impl Into<IpAddr>) -> Result<ambassador_tests::peer::Listener> {
     let address = Address::from(SocketAddr::new(ip.into(), place.port()?));

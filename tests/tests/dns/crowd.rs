@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use hickory_proto::rr::RecordType;
 
-use ambassador_tests::ambassador::Launch;
 use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns};
 use ambassador_tests::wait::until_true;
+use ambassador_tests::way::Way;
 use ambassador_tests::{needs, pod};
 
 use crate::{NAME, ONE, Scene, endpoint};
@@ -90,7 +90,7 @@ fn of_more_addresses_than_the_kernel_has_room_for_a_pod_takes_some_of_its_own() 
         |dns| dns.knows(NAME, 60, &all),
         &endpoint(port),
         "",
-        |place| Launch::new(&place.with_bpffs()?)?.in_kernel("direct"),
+        |place| Way::Direct.launch(place),
     )?;
     until_true("the addresses", || Ok(scene.known()?.split(' ').count() == all.len()))?;
     let reached = || {

@@ -6,13 +6,12 @@ use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 
-use ambassador_tests::ambassador::Launch;
 use ambassador_tests::needs;
-use ambassador_tests::place::Place;
 use ambassador_tests::pod;
 use ambassador_tests::pod::Pod;
 use ambassador_tests::server::scripted_dns::ScriptedDns;
 use ambassador_tests::wait::{SOON, until, until_true};
+use ambassador_tests::way::Way;
 
 use crate::{NAME, ONE, Scene, TWO, echo, endpoint};
 
@@ -38,7 +37,7 @@ fn half_out(pod: Pod, port: u16, lasting: &str) -> Result<Scene> {
         |dns| dns.knows(NAME, 0, &both),
         &upstream,
         "",
-        |place| Ok(Launch::new(place)?.flag("--tier", "splice")),
+        |place| Way::Splice.launch(place),
     )?;
     until_true("an ejection", || {
         let _ = scene.greeting();
@@ -84,14 +83,14 @@ fn an_address_whose_time_passed_while_it_was_away_is_soon_back() -> Result<()> {
 }
 
 /// A connection to an address that its name has left lives while a server is there, and no longer.
-fn ends_with_its_server(rules: &str, launch: impl FnOnce(&Place) -> Result<Launch>) -> Result<()> {
+fn ends_with_its_server(rules: &str, way: Way) -> Result<()> {
     let pod = pod!();
     let port = pod.inside.port()?;
     let _echo = echo(&pod, TWO, port, "2")?;
     let server = pod.inside.enter(|| Ok(TcpListener::bind((ONE, port))?))?;
     let upstream = format!("{}, on_unhealthy: close, {rules}", endpoint(port));
     let script = |dns: &ScriptedDns| dns.knows(NAME, 0, &[ONE.into()]);
-    let scene = Scene::with(pod, script, &upstream, "", launch)?;
+    let scene = Scene::with(pod, script, &upstream, "", |place| way.launch(place))?;
     until_true("an address", || Ok(scene.known()? == "127.0.1.1"))?;
     let to = scene.route.to_string();
     let mut app = scene.pod.inside.enter(|| Ok(TcpStream::connect(&to)?))?;
@@ -125,8 +124,7 @@ const CHECKED: &str = "eject: none, health: { check: tcp, interval: 200ms }";
 #[test]
 fn a_connection_to_where_its_name_was_ends_with_its_server() -> Result<()> {
     for rules in [EJECTED, CHECKED] {
-        ends_with_its_server(rules, |place| Ok(Launch::new(place)?.flag("--tier", "splice")))
-            .with_context(|| rules)?;
+        ends_with_its_server(rules, Way::Splice).with_context(|| rules)?;
     }
     Ok(())
 }
@@ -135,8 +133,7 @@ fn a_connection_to_where_its_name_was_ends_with_its_server() -> Result<()> {
 fn the_same_is_so_of_one_that_the_kernel_made() -> Result<()> {
     needs!(Direct);
     for rules in [EJECTED, CHECKED] {
-        ends_with_its_server(rules, |place| Launch::new(&place.with_bpffs()?)?.in_kernel("direct"))
-            .with_context(|| rules)?;
+        ends_with_its_server(rules, Way::Direct).with_context(|| rules)?;
     }
     Ok(())
 }

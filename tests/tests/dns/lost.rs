@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use hickory_proto::rr::RecordType;
 
-use ambassador_tests::ambassador::Launch;
-use ambassador_tests::place::Place;
 use ambassador_tests::pod::Pod;
 use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns};
 use ambassador_tests::wait::until_true;
+use ambassador_tests::way::Way;
 use ambassador_tests::{needs, pod};
 
 use crate::{AT_ONCE, NAME, ONE, Scene, TWO, echo};
@@ -22,7 +21,7 @@ fn silent(dns: &ScriptedDns) {
     dns.says_of_addresses(NAME, &Reply::Silence);
 }
 
-fn goes_on_without(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> Result<()> {
+fn goes_on_without(pod: Pod, way: Way) -> Result<()> {
     let port = pod.inside.port()?;
     let _echos = [echo(&pod, ONE, port, "1")?, echo(&pod, TWO, port, "2")?];
     let upstream = format!(
@@ -33,7 +32,7 @@ fn goes_on_without(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> R
         silent(dns);
         Ok(())
     };
-    let scene = Scene::with(pod, script, &upstream, "", launch)?;
+    let scene = Scene::with(pod, script, &upstream, "", |place| way.launch(place))?;
     // The name is silent for two seconds before that counts for an answer.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(1500) {
@@ -54,24 +53,24 @@ fn goes_on_without(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> R
 
 #[test]
 fn a_silent_name_holds_up_no_connection_on_splice() -> Result<()> {
-    goes_on_without(pod!(), |place| Ok(Launch::new(place)?.flag("--tier", "splice")))
+    goes_on_without(pod!(), Way::Splice)
 }
 
 #[test]
 fn a_silent_name_holds_up_no_connection_on_copy() -> Result<()> {
-    goes_on_without(pod!(), |place| Ok(Launch::new(place)?.flag("--tier", "copy")))
+    goes_on_without(pod!(), Way::Copy)
 }
 
 #[test]
 fn a_silent_name_holds_up_no_connection_on_sockmap() -> Result<()> {
     needs!(Sockmap);
-    goes_on_without(pod!(), |place| Launch::new(&place.with_bpffs()?)?.in_kernel("sockmap"))
+    goes_on_without(pod!(), Way::Sockmap)
 }
 
 #[test]
 fn a_silent_name_holds_up_no_connection_on_direct() -> Result<()> {
     needs!(Direct);
-    goes_on_without(pod!(), |place| Launch::new(&place.with_bpffs()?)?.in_kernel("direct"))
+    goes_on_without(pod!(), Way::Direct)
 }
 
 #[test]
@@ -88,9 +87,7 @@ fn a_connection_that_waits_for_a_silent_name_takes_what_becomes_known_elsewhere(
         dns.knows(OTHER, 60, &[TWO.into()])
     };
     let begun = Instant::now();
-    let scene = Scene::with(pod, script, &upstream, "", |place| {
-        Ok(Launch::new(place)?.flag("--tier", "splice"))
-    })?;
+    let scene = Scene::with(pod, script, &upstream, "", |place| Way::Splice.launch(place))?;
     let greeting = scene.greeting()?;
     ensure!(greeting == "2", "{greeting}");
     // Silence is given up after two seconds.

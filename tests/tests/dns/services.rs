@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use hickory_proto::rr::{Record, RecordType};
 
-use ambassador_tests::ambassador::Launch;
 use ambassador_tests::echo::Echo;
-use ambassador_tests::place::Place;
 use ambassador_tests::pod::Pod;
 use ambassador_tests::server::scripted_dns::{Reply, ScriptedDns, address, service};
 use ambassador_tests::wait::until_true;
+use ambassador_tests::way::Way;
 use ambassador_tests::{needs, pod};
 
 use crate::{ONE, Scene, TWO, echo};
@@ -74,9 +73,10 @@ fn takes_turns(scene: &Scene, wanted: &[&str]) -> Result<()> {
     })
 }
 
-fn lowest_first(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> Result<()> {
+fn lowest_first(pod: Pod, way: Way) -> Result<()> {
     let servers = Servers::start(&pod, &THREE)?;
-    let scene = Scene::with(pod, |dns| servers.are_known(dns), UPSTREAM, "", launch)?;
+    let scene =
+        Scene::with(pod, |dns| servers.are_known(dns), UPSTREAM, "", |place| way.launch(place))?;
     takes_turns(&scene, &["a", "b"])?;
     // One that is known no more leaves the other; without both, the next priority has its turn.
     for (gone, left) in [("a", "b"), ("b", "c")] {
@@ -92,13 +92,13 @@ fn lowest_first(pod: Pod, launch: impl FnOnce(&Place) -> Result<Launch>) -> Resu
 
 #[test]
 fn only_the_lowest_priority_is_used_while_it_leads_anywhere() -> Result<()> {
-    lowest_first(pod!(), |place| Ok(Launch::new(place)?.flag("--tier", "splice")))
+    lowest_first(pod!(), Way::Splice)
 }
 
 #[test]
 fn the_same_is_so_in_the_kernel() -> Result<()> {
     needs!(Direct);
-    lowest_first(pod!(), |place| Launch::new(&place.with_bpffs()?)?.in_kernel("direct"))
+    lowest_first(pod!(), Way::Direct)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use ambassador_tests::address::Address;
-use ambassador_tests::ambassador::{Ambassador, Launch};
+use ambassador_tests::ambassador::Ambassador;
 use ambassador_tests::place::{BPFFS, Place};
 use ambassador_tests::pod::Pod;
 use ambassador_tests::process::{Process, run};
@@ -100,16 +100,12 @@ impl Scene {
     /// Has packets to a server dropped.
     pub(crate) fn blackhole(&self, server: usize) -> Result<()> {
         let ip = self.servers[server].address.ip();
-        let rules = format!(
-            "table ip soak {{ chain in {{ type filter hook input priority 0; ip daddr {ip} drop; }}; }}"
-        );
-        run(self.pod.upstream.command("nft").arg(rules), SOON).map(drop)
+        self.pod.upstream.blackhole(&format!("ip daddr {ip}"))
     }
 
     /// Has them arrive again.
     pub(crate) fn lift_blackhole(&self) -> Result<()> {
-        let mut nft = self.pod.upstream.command("nft");
-        run(nft.args(["delete", "table", "ip", "soak"]), SOON).map(drop)
+        self.pod.upstream.filter("flush ruleset")
     }
 
     /// Does something to one of the parts that hurts it until that is over.
@@ -179,12 +175,7 @@ impl Server {
 impl Post {
     /// Starts the ambassador, which takes over what one before it has pinned.
     pub(crate) fn start(&mut self) -> Result<()> {
-        let launch = Launch::new(&self.place)?;
-        let launch = match self.way {
-            Way::Splice => launch.flag("--tier", "splice"),
-            kernel => launch.in_kernel(kernel)?,
-        };
-        let launch = launch.flag("--drain-deadline", "5s");
+        let launch = self.way.launch_in(&self.place)?.flag("--drain-deadline", "5s");
         self.ambassador = Some(launch.config(&self.config())?.start()?);
         Ok(())
     }

@@ -126,7 +126,7 @@ fn a_silent_endpoint_costs_one_connect_timeout() -> Result<()> {
     let pod = pod!("nft");
     let echo = Echo::on(listen(&pod, pod.upstream.ipv4.into())?, "e");
     let silent = SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?));
-    blackhole(&pod, &format!("tcp dport {}", silent.port()))?;
+    pod.upstream.blackhole(&format!("tcp dport {}", silent.port()))?;
     let (_ambassador, route) = place_balanced(
         &pod.inside,
         "failover",
@@ -194,7 +194,7 @@ fn a_broken_family_is_passed_over_quickly() -> Result<()> {
     let both = [(NAME, pod.upstream.ipv6.into()), (NAME, pod.upstream.ipv4.into())];
     let _dns = Dnsmasq::start(&pod.upstream, &both)?;
     let port = echo.address().port()?;
-    blackhole(&pod, &format!("ip6 daddr {} tcp dport {port}", pod.upstream.ipv6))?;
+    pod.upstream.blackhole(&format!("ip6 daddr {} tcp dport {port}", pod.upstream.ipv6))?;
     let (ambassador, route) = named(&pod, port)?;
     until_reaches(&ambassador, &pod, &route, "e")?;
     // Whichever family has its turn: none costs a whole connect timeout of two seconds.
@@ -332,14 +332,6 @@ fn two_addresses(pod: &Pod) -> Result<(Echo, Echo)> {
     let new = Address::from(SocketAddr::from((more, old.address().port()?)));
     let new = pod.upstream.enter(|| new.listen())?;
     Ok((Echo::on(old, "o"), Echo::on(new, "n")))
-}
-
-/// Drops what arrives in the upstream's place and matches.
-fn blackhole(pod: &Pod, matching: &str) -> Result<()> {
-    let rules = format!(
-        "table inet test {{ chain in {{ type filter hook input priority 0; {matching} drop; }}; }}"
-    );
-    run(pod.upstream.command("nft").arg(rules), SOON).map(drop)
 }
 
 fn until_reaches(ambassador: &Ambassador, pod: &Pod, route: &Address, name: &str) -> Result<()> {

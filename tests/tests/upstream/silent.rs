@@ -10,14 +10,13 @@ use ambassador_tests::peer::{Listener, Peer};
 use ambassador_tests::place::Place;
 use ambassador_tests::pod;
 use ambassador_tests::pod::Pod;
-use ambassador_tests::process::run;
-use ambassador_tests::wait::{SOON, until_true};
+use ambassador_tests::wait::until_true;
 use ambassador_tests::way::Way;
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
 
 use crate::ejection::{endpoints_of, until_is};
-use crate::{blackhole, launch_balanced, listen};
+use crate::{launch_balanced, listen};
 
 /// So long an attempt of a relay waits for an answer.
 const TIMEOUT: Duration = Duration::from_millis(400);
@@ -53,12 +52,12 @@ fn a_blackholed_endpoint_costs_little_and_is_left_alone_until_it_answers() -> Re
         let pod = pod!("nft");
         let (first, second) = two_servers(&pod)?;
         let address = first.address().clone();
-        blackhole(&pod, &format!("tcp dport {}", address.port()?))?;
+        pod.upstream.blackhole(&format!("tcp dport {}", address.port()?))?;
         let endpoints = [&address, second.address()];
         let (ambassador, route) = failing_over(way, &pod.inside, endpoints, QUICK)?;
         is_passed_over(way, &ambassador, &pod.inside, &route, &address)
             .with_context(|| format!("{way}"))?;
-        run(pod.upstream.command("nft").args(["flush", "ruleset"]), SOON)?;
+        pod.upstream.filter("flush ruleset")?;
         until_is(&ambassador, &address, true).with_context(|| format!("{way}"))?;
         until_true("a return", || Ok(pod.inside.enter(|| greeted(&route, 1))?.0 == "1"))?;
     }
@@ -165,5 +164,5 @@ fn lose_first_syns(pod: &Pod, port: u16) -> Result<()> {
             }};
         }}"
     );
-    run(pod.upstream.command("nft").arg(rules), SOON).map(drop)
+    pod.upstream.filter(&rules)
 }

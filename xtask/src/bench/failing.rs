@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 
 use ambassador_tests::place::Place;
-use ambassador_tests::process::run;
-use ambassador_tests::wait::SOON;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
@@ -65,15 +63,11 @@ impl Failing {
 
     /// Has this done with what comes to it.
     fn filter(&self, verdict: &str) -> Result<()> {
-        self.nft(&format!(
+        self.place.filter(&format!(
             "table inet failing {{ chain in {{ type filter hook input priority 0; \
              tcp dport {} {verdict}; }}; }}",
             self.address.port()
         ))
-    }
-
-    fn nft(&self, command: &str) -> Result<()> {
-        run(self.place.command("nft").arg(command), SOON).map(drop)
     }
 }
 
@@ -85,7 +79,7 @@ impl Drop for Failing {
             Failure::Stopped => self.signal_all(Signal::CONT),
             // Where it does not exist, it is not removed.
             Failure::Unreachable | Failure::Resetting => {
-                self.nft("table inet failing; delete table inet failing")
+                self.place.filter("table inet failing; delete table inet failing")
             }
         };
         if let Err(error) = healed {
