@@ -4,8 +4,7 @@
 //! The allowance grows with time. A client that is enrolled takes one from it, and gives it back when it goes
 //! on. So those that stay are enrolled however many come, and of a storm of short ones only a few are.
 
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
-
+use crate::clock;
 use crate::maps::sockmap::ALLOWANCE;
 
 /// As large as the pools that apps open at once.
@@ -26,8 +25,7 @@ pub(crate) fn take() -> bool {
     let Some(allowance) = ALLOWANCE.get_ptr_mut(0) else { return false };
     // SAFETY: an element of an array, of integers, for which every value is valid.
     let mut now = unsafe { allowance.read_volatile() };
-    // SAFETY: takes nothing.
-    let time = unsafe { bpf_ktime_get_boot_ns() };
+    let time = clock::now();
     let grown = (time - now.counted) >> GROWTH_SHIFT;
     if grown > 0 {
         now = Allowance { left: (now.left + grown).min(MOST), counted: time };

@@ -20,13 +20,13 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6,
 };
 use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_sk_lookup_tcp, bpf_sk_release,
-    bpf_skc_to_tcp6_sock,
+    bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skc_to_tcp6_sock,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
 use crate::balance::{Wish, choose, is_full, whatever_it_is};
+use crate::clock;
 use crate::counter;
 use crate::maps::{CARRIED, LISTENERS, MISSES, REDIRECTED, ROUTES, SETTINGS, TABLES, TARGETS};
 
@@ -144,8 +144,7 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
     // SAFETY: an element that is deleted is not used again while a hook may read it.
     let route = unsafe { LISTENERS.get(original) }.ok_or(Miss::NotOurs)?;
     let settings = SETTINGS.get(0).ok_or(Miss::NotOurs)?;
-    // SAFETY: takes nothing.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let now = clock::now();
     // SAFETY: the context is the kernel's own.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if now >= settings.fresh_until || netns != settings.netns_cookie {

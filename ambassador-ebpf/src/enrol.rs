@@ -13,11 +13,12 @@ use ambassador_ebpf::sockmap::{ANY_CLIENT, ListenerKey, place};
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG,
 };
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns};
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
 use crate::allowance;
+use crate::clock;
 use crate::context::{event_socket, event_storage, event_tuple};
 use crate::maps::SETTINGS;
 use crate::maps::sockmap::{
@@ -76,9 +77,7 @@ fn enrol_client(ctx: &SockOpsContext) -> Result<(), Miss> {
     };
     // SAFETY: the flags are copied at once; a listener's never change.
     let flags = unsafe { ENROL_LISTENERS.get(listener) }.copied().ok_or(Miss::Stranger)?;
-    // SAFETY: takes nothing.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
-    if SETTINGS.get(0).is_none_or(|settings| now >= settings.fresh_until) {
+    if SETTINGS.get(0).is_none_or(|settings| clock::now() >= settings.fresh_until) {
         return Err(Miss::Stale);
     }
     let socket = TcpSocket::of(event_socket(ctx)).ok_or(Miss::Stranger)?;

@@ -22,11 +22,12 @@ use aya_ebpf::bindings::{
     BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_ESTABLISHED, BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2,
     BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_ops,
 };
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 
+use crate::clock::now;
 use crate::context::{event_socket, event_storage, event_tuple};
 use crate::counter;
 use crate::maps::{ENDS, OPEN, REDIRECTED, TARGETS};
@@ -177,12 +178,6 @@ fn outcome(ctx: &SockOpsContext, from: u32, started: u64) -> u32 {
             Some(_) => RESET_BY_TARGET,
         },
     }
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: takes nothing.
-    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 /// The error that the network has brought upon the socket, if that may be known.

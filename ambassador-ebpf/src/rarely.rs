@@ -1,7 +1,6 @@
 //! Keeps what the programs log from filling the log: one line a second, over all of them.
 
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
-
+use crate::clock;
 use crate::maps::LOGGED;
 
 const PAUSE_NS: u64 = 1_000_000_000;
@@ -10,8 +9,7 @@ const PAUSE_NS: u64 = 1_000_000_000;
 #[inline(always)]
 pub(crate) fn rarely() -> bool {
     let Some(logged) = LOGGED.get_ptr_mut(0) else { return false };
-    // SAFETY: takes nothing.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let now = clock::now();
     // SAFETY: an element of an array; should two programs come at once, both log.
     let last = unsafe { logged.read_volatile() };
     if now - last < PAUSE_NS {

@@ -28,6 +28,7 @@ mod shorthand;
 mod text;
 mod upstream;
 mod value;
+mod words;
 
 pub use environment::Environment;
 pub use health::{

@@ -10,7 +10,8 @@ use schemars::{Schema, json_schema};
 
 use super::problem::{Problem, quote};
 use super::text::Written;
-use super::value::{Count, Within, one_of};
+use super::value::{Count, Within};
+use super::words::words;
 use super::{Cgroup, Clients};
 
 /// `acceleration.inflight_bytes`: 64 KiB to 16 MiB.
@@ -126,34 +127,9 @@ impl Written for StaleAfterText {
     }
 }
 
-impl FromStr for Clients {
-    type Err = Problem;
-
-    fn from_str(text: &str) -> Result<Self, Problem> {
-        one_of(
-            text,
-            "kind of clients",
-            &[("any", Self::Any), ("nonblocking", Self::NonBlocking)],
-            &[],
-        )
-    }
-}
-
-impl fmt::Display for Clients {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Any => "any",
-            Self::NonBlocking => "nonblocking",
-        })
-    }
-}
-
-impl Written for Clients {
-    const EXPECTED: &'static str = "a kind of clients: any or nonblocking";
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string", "enum": ["any", "nonblocking"] })
-    }
+words! {
+    Clients, a "kind of clients", expected "a kind of clients: any or nonblocking":
+    "any" = Any, "nonblocking" = NonBlocking
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 use super::problem::Problem;
 use super::text::Text;
-use super::value::one_of;
+use super::words::one_of;
 pub use value::{Account, HttpHost, HttpPath, PasswordFile, Role, Statuses};
 
 /// What a service is asked, and what it has to answer.

@@ -10,8 +10,9 @@ use std::time::Duration;
 use schemars::{Schema, json_schema};
 
 use super::address::{ListenText, decimal, unix_path};
-use super::problem::{Problem, nearest, quote};
+use super::problem::{Problem, quote};
 use super::text::Written;
+use super::words::{one_of, words};
 use super::{Balance, OnUnhealthy, ReadyWhen, Tier, TierLimit};
 
 /// A duration of at least `MIN` and at most `MAX` milliseconds.
@@ -162,31 +163,6 @@ impl Written for ControlText {
     }
 }
 
-impl FromStr for ReadyWhen {
-    type Err = Problem;
-
-    fn from_str(text: &str) -> Result<Self, Problem> {
-        one_of(text, "choice", &[("bound", Self::Bound), ("healthy", Self::Healthy)], &[])
-    }
-}
-
-impl fmt::Display for ReadyWhen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bound => "bound",
-            Self::Healthy => "healthy",
-        })
-    }
-}
-
-impl Written for ReadyWhen {
-    const EXPECTED: &'static str = "bound or healthy";
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string", "enum": ["bound", "healthy"] })
-    }
-}
-
 impl FromStr for SocketMode {
     type Err = Problem;
 
@@ -208,30 +184,6 @@ impl Written for SocketMode {
     fn schema() -> Schema {
         json_schema!({ "type": "string", "pattern": "^0?[0-7]{3}$", "examples": ["0660"] })
     }
-}
-
-/// The word's value in a fixed list, or a refusal that names the list.
-pub(super) fn one_of<T: Copy>(
-    text: &str,
-    kind: &str,
-    words: &[(&'static str, T)],
-    later: &[&str],
-) -> Result<T, Problem> {
-    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
-        return Ok(*value);
-    }
-    let list = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-    if later.contains(&text) {
-        return Err(Problem::new(
-            format!("{kind} {text} is not in this release"),
-            format!("write {list}"),
-        ));
-    }
-    let what = format!("{} is not a {kind}", quote(text));
-    Err(match nearest(text, words.iter().map(|(word, _)| *word)) {
-        Some(near) => Problem::slip(what, near),
-        None => Problem::new(what, format!("write {list}")),
-    })
 }
 
 const TIERS: [(&str, Tier); 4] = [
@@ -303,75 +255,6 @@ impl Written for RequireText {
     }
 }
 
-impl FromStr for Balance {
-    type Err = Problem;
-
-    fn from_str(text: &str) -> Result<Self, Problem> {
-        let words = [
-            ("failover", Self::Failover),
-            ("failover_sticky", Self::FailoverSticky),
-            ("round_robin", Self::RoundRobin),
-            ("least_connections", Self::LeastConnections),
-            ("random_two", Self::RandomTwo),
-            ("source_hash", Self::SourceHash),
-        ];
-        one_of(text, "balance", &words, &[])
-    }
-}
-
-impl fmt::Display for Balance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Failover => "failover",
-            Self::FailoverSticky => "failover_sticky",
-            Self::RoundRobin => "round_robin",
-            Self::LeastConnections => "least_connections",
-            Self::RandomTwo => "random_two",
-            Self::SourceHash => "source_hash",
-        })
-    }
-}
-
-impl Written for Balance {
-    const EXPECTED: &'static str = "a balance: failover, failover_sticky, round_robin, \
-                                    least_connections, random_two or source_hash";
-
-    fn schema() -> Schema {
-        json_schema!({
-            "type": "string",
-            "enum": [
-                "failover", "failover_sticky", "round_robin", "least_connections", "random_two",
-                "source_hash",
-            ],
-        })
-    }
-}
-
-impl FromStr for OnUnhealthy {
-    type Err = Problem;
-
-    fn from_str(text: &str) -> Result<Self, Problem> {
-        one_of(text, "choice", &[("keep", Self::Keep), ("close", Self::Close)], &[])
-    }
-}
-
-impl fmt::Display for OnUnhealthy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Keep => "keep",
-            Self::Close => "close",
-        })
-    }
-}
-
-impl Written for OnUnhealthy {
-    const EXPECTED: &'static str = "keep or close";
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string", "enum": ["keep", "close"] })
-    }
-}
-
 impl FromStr for Protocol {
     type Err = Problem;
 
@@ -387,4 +270,21 @@ impl Written for Protocol {
     fn schema() -> Schema {
         json_schema!({ "type": "string", "const": "tcp" })
     }
+}
+
+words! {
+    ReadyWhen, a "choice", expected "bound or healthy":
+    "bound" = Bound, "healthy" = Healthy
+}
+
+words! {
+    OnUnhealthy, a "choice", expected "keep or close":
+    "keep" = Keep, "close" = Close
+}
+
+words! {
+    Balance, a "balance",
+    expected "a balance: failover, failover_sticky, round_robin, least_connections, random_two or source_hash":
+    "failover" = Failover, "failover_sticky" = FailoverSticky, "round_robin" = RoundRobin,
+    "least_connections" = LeastConnections, "random_two" = RandomTwo, "source_hash" = SourceHash
 }

@@ -275,8 +275,7 @@ impl<'a> Direction<'a> {
             };
             let pulled = pulled.map_err(End::Sender)?;
             if pulled.taken == 0 {
-                let reset = || End::Sender(io::ErrorKind::ConnectionReset.into());
-                return self.has_ended(last).then_some(Poll::Ready(())).ok_or_else(reset);
+                return self.end(last).map(Poll::Ready);
             }
             self.count(pulled.passed);
             if let Some(beside) = &mut self.beside {
@@ -287,13 +286,17 @@ impl<'a> Direction<'a> {
         }
     }
 
-    /// Whether what reads as an end is one. Of a reset the kernel tells once, and it may have told a client whose
-    /// write met it in the sender's socket; which need not even have heard of it, if a part was written before.
-    fn has_ended(&self, last: bool) -> bool {
-        let Some(shortcut) = self.against else { return true };
+    /// Takes what reads as an end for one, unless it is a reset. Of that the kernel tells once, and it may have
+    /// told a client whose write met it in the sender's socket; which need not even have heard of it, if a part
+    /// was written before.
+    fn end(&self, last: bool) -> Result<(), End> {
+        let Some(shortcut) = self.against else { return Ok(()) };
         // What becomes of the connection from now on, the relay itself is told.
         shortcut.get().inspect(|shortcut| shortcut.close());
-        self.from.has_ended(self.moved.load(Ordering::Relaxed), last)
+        match self.from.has_ended(self.moved.load(Ordering::Relaxed), last) {
+            true => Ok(()),
+            false => Err(End::Sender(io::ErrorKind::ConnectionReset.into())),
+        }
     }
 
     /// Only called with nothing held, so that changing carriers cannot reorder bytes.

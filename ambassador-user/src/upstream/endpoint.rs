@@ -133,8 +133,12 @@ impl Endpoint {
     /// The host at an address, be it one that its name has left.
     pub(super) fn host_at(&self, address: SocketAddr) -> Option<Arc<Host>> {
         let is_there = |host: &&Arc<Host>| host.address() == Some(address);
-        let known = self.hosts().iter().find(is_there).cloned();
-        known.or_else(|| self.of_name(|hosts| hosts.left.0.iter().find(is_there).cloned()))
+        match &self.place {
+            Place::Host(host) => host.iter().find(is_there).cloned(),
+            Place::Name { .. } => self.of_name(|Hosts { all, left: Left(left), .. }| {
+                all.iter().chain(left).find(is_there).cloned()
+            }),
+        }
     }
 
     /// Of its name, the hosts by the newest answer.
@@ -147,7 +151,8 @@ impl Endpoint {
 
     /// Whether connections may go there: a name that points nowhere yet is worth a try.
     pub fn is_good(&self) -> bool {
-        self.has_good_host() || self.hosts().is_empty()
+        let hosts = self.hosts();
+        hosts.is_empty() || hosts.iter().any(|host| host.is_good())
     }
 
     /// Whether it is a name that nobody knows, or has for long said anything of.

@@ -77,7 +77,7 @@ fn a_slip_is_told_with_its_fix() {
         ("{ redis: { pasword_file: /p } }", "pasword_file"),
         ("{ redis: { password: secret } }", "password"),
         ("{ redis: { user: me } }", "add password_file"),
-        ("{ redis: { role: leader } }", "write primary, master, replica"),
+        ("{ redis: { role: leader } }", "write primary, replica, master"),
         ("{ redis: { password_file: secrets/p } }", "not the absolute path"),
         ("{ postgres: { role: primary } }", "add user"),
         ("{ postgres: { user: '' } }", "names nobody"),

@@ -10,7 +10,7 @@ use schemars::{Schema, json_schema};
 use crate::config::address::decimal;
 use crate::config::problem::{Problem, quote};
 use crate::config::text::Written;
-use crate::config::value::one_of;
+use crate::config::words::words;
 
 /// What a service is among its copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,31 +127,9 @@ impl Written for Statuses {
     }
 }
 
-impl FromStr for Role {
-    type Err = Problem;
-
-    fn from_str(text: &str) -> Result<Self, Problem> {
-        let words =
-            [("primary", Self::Primary), ("master", Self::Primary), ("replica", Self::Replica)];
-        one_of(text, "role", &words, &[])
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Primary => "primary",
-            Self::Replica => "replica",
-        })
-    }
-}
-
-impl Written for Role {
-    const EXPECTED: &'static str = "a role: primary (or master), or replica";
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string", "enum": ["primary", "master", "replica"] })
-    }
+words! {
+    Role, a "role", expected "a role: primary (or master), or replica":
+    "primary" = Primary, "replica" = Replica; also "master" = Primary
 }
 
 impl FromStr for PasswordFile {
