@@ -95,11 +95,7 @@ struct Pair {
 
 impl Pair {
     fn new() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .context("start a runtime")?;
+        let runtime = runtime()?;
         let puppet = Arc::new(Puppet::default());
         let traffic = Arc::new(Traffic::default());
         traffic.shortcut.set(Arc::clone(&puppet) as _).expect("the shortcut is set once");
@@ -167,14 +163,9 @@ fn bytes_that_took_the_shortcut_count_as_traffic() -> Result<()> {
     Ok(())
 }
 
-/// Both ends of a connection, non-blocking.
 #[test]
 fn reset_that_somebody_else_was_told_of_is_no_end() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("start a runtime")?;
+    let runtime = runtime()?;
     let (client, accepted) = connected()?;
     let (upstream, server) = connected()?;
     let (client, server) = (Peer::of(client.into())?, Peer::of(server.into())?);
@@ -202,6 +193,15 @@ fn reset_that_somebody_else_was_told_of_is_no_end() -> Result<()> {
     Ok(())
 }
 
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("start a runtime")
+}
+
+/// Both ends of a connection, non-blocking.
 fn connected() -> Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let here = TcpStream::connect(listener.local_addr()?).context("connect")?;

@@ -61,33 +61,33 @@ pub(crate) const LOADS: &[Load] = &[
     ),
     over(1000, "reload", "A reload that moves one of 1,000 routes, under traffic", Kind::Reload),
     over(1000, "checks", "1,000 endpoints are checked, each every 5 s", Kind::Checks),
-    full("redis-killed", "Redis is killed", failover(Dialect::Redis, Failure::Killed)),
-    full("redis-stopped", "Redis stops to answer", failover(Dialect::Redis, Failure::Stopped)),
-    full(
+    failover("redis-killed", "Redis is killed", Dialect::Redis, Failure::Killed),
+    failover("redis-stopped", "Redis stops to answer", Dialect::Redis, Failure::Stopped),
+    failover(
         "redis-unreachable",
         "Redis cannot be reached any more",
-        failover(Dialect::Redis, Failure::Unreachable),
+        Dialect::Redis,
+        Failure::Unreachable,
     ),
-    full(
+    failover(
         "redis-resetting",
         "Redis accepts connections and resets them",
-        failover(Dialect::Redis, Failure::Resetting),
+        Dialect::Redis,
+        Failure::Resetting,
     ),
-    full("postgres-killed", "PostgreSQL is killed", failover(Dialect::Postgres, Failure::Killed)),
-    full(
-        "postgres-stopped",
-        "PostgreSQL stops to answer",
-        failover(Dialect::Postgres, Failure::Stopped),
-    ),
-    full(
+    failover("postgres-killed", "PostgreSQL is killed", Dialect::Postgres, Failure::Killed),
+    failover("postgres-stopped", "PostgreSQL stops to answer", Dialect::Postgres, Failure::Stopped),
+    failover(
         "postgres-unreachable",
         "PostgreSQL cannot be reached any more",
-        failover(Dialect::Postgres, Failure::Unreachable),
+        Dialect::Postgres,
+        Failure::Unreachable,
     ),
-    full(
+    failover(
         "postgres-resetting",
         "PostgreSQL accepts connections and resets them",
-        failover(Dialect::Postgres, Failure::Resetting),
+        Dialect::Postgres,
+        Failure::Resetting,
     ),
 ];
 
@@ -111,8 +111,13 @@ const fn transfer(direction: Direction, streams: u16) -> Kind {
     Kind::Transfer { direction, streams }
 }
 
-const fn failover(dialect: Dialect, failure: Failure) -> Kind {
-    Kind::Failover { dialect, failure }
+const fn failover(
+    name: &'static str,
+    title: &'static str,
+    dialect: Dialect,
+    failure: Failure,
+) -> Load {
+    full(name, title, Kind::Failover { dialect, failure })
 }
 
 /// Something that can be measured, by a name.

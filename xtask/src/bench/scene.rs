@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 
 use super::catalogue::{Kind, Load, Service};
 use super::failing::Failing;
-use super::load::{Outcome, Scale, Target, pgbench};
+use super::load::{Outcome, Scale, Target, checks, pgbench};
 use super::subject::standby::Standby;
 use super::subject::{Order, Subject};
 
@@ -89,7 +89,7 @@ impl Scene {
     pub(crate) fn measure(&self, subject: &Subject, load: Load, scale: Scale) -> Result<Outcome> {
         let run = |upstream| {
             let mut order = self.order(load.ports(), upstream, load.connections());
-            order.checked = load.kind == Kind::Checks;
+            order.checked = (load.kind == Kind::Checks).then_some(checks::INTERVAL);
             order.elsewhere = order.listen.split_off(load.routes).pop();
             self.through(subject, order, |target| load.run(&target, scale))
         };
@@ -155,7 +155,7 @@ impl Scene {
             elsewhere: None,
             upstream,
             standby: None,
-            checked: false,
+            checked: None,
             admin,
             connections,
         }

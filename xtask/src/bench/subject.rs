@@ -63,8 +63,8 @@ pub(crate) struct Order {
     pub(crate) upstream: SocketAddr,
     /// What they lead to when that fails.
     pub(crate) standby: Option<Standby>,
-    /// Whether it is to ask the upstream, once for each route, whether it works.
-    pub(crate) checked: bool,
+    /// How often it is to ask the upstream, for each route, whether it works.
+    pub(crate) checked: Option<Duration>,
     /// Where it may listen for other purposes.
     pub(crate) admin: SocketAddr,
     /// For how many connections at once it must have room.
@@ -197,7 +197,7 @@ impl Subject {
 impl Order {
     /// Whether the ambassador's flags cannot say it.
     fn takes_a_file(&self) -> bool {
-        self.elsewhere.is_some() || self.standby.is_some() || self.checked
+        self.elsewhere.is_some() || self.standby.is_some() || self.checked.is_some()
     }
 
     /// The same with the last route elsewhere, if that is to be.
@@ -218,8 +218,9 @@ fn ambassador_file(order: &Order) -> String {
         let upstream = match order.standby {
             Some(standby) => standby::ambassador(order, standby),
             None => {
-                let health =
-                    if order.checked { ", health: { check: tcp, interval: 5s }" } else { "" };
+                let health = order.checked.map_or(String::new(), |interval| {
+                    format!(", health: {{ check: tcp, interval: {interval:?} }}")
+                });
                 format!("endpoints: [\"{}\"]{health}", order.upstream)
             }
         };

@@ -11,7 +11,7 @@ use super::Target;
 use crate::bench::cpu::Spent;
 
 /// Each endpoint is asked once in so long.
-const INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
 /// Intervals that are measured, after the first one.
 const INTERVALS: u32 = 2;
 

@@ -167,7 +167,8 @@ impl Peer {
             let servers = match order.standby {
                 Some(standby) => standby::haproxy(order, standby),
                 None => {
-                    let check = if order.checked { " check inter 5s" } else { "" };
+                    let check = order.checked.map(|interval| format!(" check inter {interval:?}"));
+                    let check = check.unwrap_or_default();
                     format!("    server upstream {}{check}\n", order.upstream)
                 }
             };
