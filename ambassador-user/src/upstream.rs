@@ -154,7 +154,12 @@ impl Upstream {
             name.overdue().await;
         }
         let mut changes = self.changes();
-        while !Standing::new(self, tried, None).has_known() && changes.changed().await.is_ok() {}
+        while !self.knows_another(tried) && changes.changed().await.is_ok() {}
+    }
+
+    /// Whether an endpoint that is left to try is known to be somewhere, and good.
+    pub fn knows_another(&self, tried: &[usize]) -> bool {
+        Standing::new(self, tried, None).has_known()
     }
 
     /// The endpoints of which each is taken only when those before it are not good, for those who cannot

@@ -90,7 +90,8 @@ impl Attempts<'_> {
         let upstream = self.upstream;
         let mut tried = Vec::new();
         let mut failures = Vec::new();
-        for _ in 0..upstream.connect.attempts.get() {
+        let mut left = upstream.connect.attempts.get();
+        while left > 0 {
             let Some((index, lease)) = upstream.choose(&tried, self.source, self.circuit) else {
                 break;
             };
@@ -111,6 +112,10 @@ impl Attempts<'_> {
                 Err(error) => {
                     failures.push(format!("{}: {error:#}", lease.endpoint().label()));
                     tried.push(index);
+                    // A name that leads nowhere yet takes no attempt from those who are there.
+                    if !asked.is_empty() || !upstream.knows_another(&tried) {
+                        left -= 1;
+                    }
                 }
             }
         }
