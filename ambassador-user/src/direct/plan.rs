@@ -21,12 +21,19 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
     let order = upstream.order();
     let order = order.unwrap_or_else(|| (0..upstream.endpoints().len()).collect());
     let balance = route.meant().upstream.balance;
+    let policy = match balance {
+        Balance::Failover | Balance::FailoverSticky | Balance::SourceHash => Policy::Failover,
+        Balance::RoundRobin => Policy::RoundRobin,
+        Balance::LeastConnections => Policy::LeastConnections,
+        Balance::RandomTwo => Policy::RandomTwo,
+    };
+    let is_crowded = upstream.hosts().len() > SLOTS;
     let endpoints = order.into_iter().map(|index| {
         let endpoint = &upstream.endpoints()[index];
         let mut hosts = endpoint.hosts().to_vec();
         hosts.retain(|host| host.is_good());
         // Of more than there is room for each Pod takes others, so that all are used.
-        if balance == Balance::SourceHash || hosts.len() > SLOTS {
+        if balance == Balance::SourceHash || is_crowded {
             order_for(&Source::Pod, &mut hosts);
         }
         let shares = hosts.iter().filter_map(|host| {
@@ -37,18 +44,17 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
         });
         (endpoint.weight(), shares.collect::<Vec<_>>())
     });
-    let endpoints: Vec<_> = endpoints.filter(|(_, addresses)| !addresses.is_empty()).collect();
+    let mut endpoints: Vec<_> = endpoints.collect();
+    if policy != Policy::Failover {
+        make_room(&mut endpoints);
+    }
+    endpoints.retain(|(_, addresses)| !addresses.is_empty());
     let targets = shares(&endpoints);
     let meant = route.meant();
     let limit = |limit: Option<NonZeroU32>| limit.map_or(NO_LIMIT, NonZeroU32::get);
     Plan {
         route: id,
-        policy: match balance {
-            Balance::Failover | Balance::FailoverSticky | Balance::SourceHash => Policy::Failover,
-            Balance::RoundRobin => Policy::RoundRobin,
-            Balance::LeastConnections => Policy::LeastConnections,
-            Balance::RandomTwo => Policy::RandomTwo,
-        },
+        policy,
         limit: route.max_connections,
         pending_limit: limit(meant.max_pending),
         limit_each: limit(meant.per_endpoint.connections),
@@ -60,6 +66,18 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
         // A listener can do no better, unless it waits.
         last_resort: targets.len() == 1 && upstream.connect.hold.is_zero(),
         targets,
+    }
+}
+
+/// Leaves of each endpoint as many addresses as all of them have room for; what one does not need is for others.
+fn make_room(endpoints: &mut [(u32, Vec<(SocketAddr, u32)>)]) {
+    let mut all: Vec<_> = endpoints.iter_mut().map(|(_, addresses)| addresses).collect();
+    all.sort_by_key(|addresses| addresses.len());
+    let (mut room, mut left) = (SLOTS, all.len());
+    for addresses in all {
+        addresses.truncate(room.div_ceil(left));
+        room -= addresses.len();
+        left -= 1;
     }
 }
 
@@ -104,6 +122,26 @@ mod tests {
         let two = (1, vec![(address(2), STEPS), (address(3), STEPS / 2)]);
         let shares = shares(&[one, two]);
         assert_eq!(shares, [(address(1), 12), (address(2), 2), (address(3), 1)]);
+    }
+
+    #[test]
+    fn an_endpoint_of_many_addresses_leaves_room_for_the_others() {
+        for (many, left) in [
+            (&[50, 50][..], &[32, 32][..]),
+            (&[100, 10], &[54, 10]),
+            (&[30, 30], &[30, 30]),
+            (&[1, 100, 20], &[1, 43, 20]),
+            (&[100; 3], &[22, 21, 21]),
+            (&[0, 100], &[0, 64]),
+        ] {
+            let mut endpoints: Vec<_> = many
+                .iter()
+                .map(|many| (1, (0..*many).map(|host| (address(host), STEPS)).collect::<Vec<_>>()))
+                .collect();
+            make_room(&mut endpoints);
+            let found: Vec<_> = endpoints.iter().map(|(_, addresses)| addresses.len()).collect();
+            assert_eq!(found, left, "{many:?}");
+        }
     }
 
     #[test]
