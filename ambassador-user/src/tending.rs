@@ -23,7 +23,7 @@ const DOUBT: Duration = Duration::from_millis(200);
 const LOOKS: Duration = Duration::from_secs(5);
 /// Within so long the first check begins.
 const FIRST: Duration = Duration::from_secs(1);
-/// A check that speaks against a host is repeated after this part of the interval.
+/// A check that speaks against a host is repeated this part of the interval after it began; at once if it took longer.
 const IN_DOUBT: u32 = 5;
 /// Checks that are due within this part of the interval begin together: to wake up costs more than to ask.
 const TOGETHER: u32 = 20;
@@ -142,6 +142,7 @@ async fn check(
 ) {
     sleep(rules.interval.min(FIRST).mul_f64(fastrand::f64())).await;
     loop {
+        let begun = Instant::now();
         let found = timeout(rules.timeout, ask(&rules.ask, &endpoint, &host)).await;
         let found = found.unwrap_or_else(|_elapsed| {
             Err(format!("no answer within {}", humantime::format_duration(rules.timeout)))
@@ -149,7 +150,7 @@ async fn check(
         upstream.checked(&host, &rules, found);
         let doubted = host.health().is_doubted();
         let rest = if doubted { rules.interval / IN_DOUBT } else { rules.interval };
-        let due = Instant::now() + rest.mul_f64(0.9 + 0.2 * fastrand::f64());
+        let due = begun + rest.mul_f64(0.9 + 0.2 * fastrand::f64());
         sleep_until(with_others(due, rest / TOGETHER)).await;
     }
 }
