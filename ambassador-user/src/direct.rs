@@ -3,6 +3,7 @@
 pub(crate) mod plan;
 
 mod records;
+mod retired;
 mod slots;
 
 use std::collections::{HashMap, HashSet};
@@ -21,11 +22,12 @@ use crate::metrics::Metrics;
 use crate::route::Route;
 use crate::sockets::destroy::Destroyer;
 use crate::throttle::Throttle;
+use crate::upstream::Endpoint;
 use crate::upstream::circuit::Counts;
-use crate::upstream::host::{At, Used};
-use crate::upstream::{Endpoint, Upstream};
+use crate::upstream::host::At;
 pub use records::OpenConnection;
 use records::live_figures;
+use retired::Retired;
 use slots::Slots;
 
 /// Signs of life before the tables would be taken for stale.
@@ -66,13 +68,6 @@ struct State {
     missed: [u64; MISSES.len()],
     /// Ends that the kernel told nobody, of which we have told.
     untold: u64,
-}
-
-struct Retired {
-    route: u64,
-    address: SocketAddr,
-    /// Unless nobody knows it any more.
-    _host: Option<Used>,
 }
 
 struct Gone {
@@ -130,10 +125,11 @@ impl Direct {
         if self.state().take_away(routes) {
             tables::wait_for_hooks();
         }
-        self.state().add(routes)?;
+        let added = self.state().add(routes);
+        // Also if one of them could not be added: what the others had before is no more.
         self.update();
         routes.iter().for_each(|route| self.count_past_us(route));
-        Ok(())
+        added
     }
 
     /// Has the connections of a route counted that are carried past us.
@@ -215,12 +211,21 @@ impl Direct {
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             renewal.tick().await;
-            let mut state = self.state();
-            if let Err(error) = state.tables.renew_if_open(self.stale_after) {
-                warn!("cannot keep the kernel's tables fresh: {error:#}");
-            }
-            state.forget_retired();
+            let direct = Arc::clone(&self);
+            // It may have many tables to write, which is not for a thread of the runtime.
+            let _ = tokio::task::spawn_blocking(move || direct.freshen()).await;
         }
+    }
+
+    fn freshen(&self) {
+        let mut state = self.state();
+        if let Err(error) = state.tables.renew_if_open(self.stale_after) {
+            warn!("cannot keep the kernel's tables fresh: {error:#}");
+        }
+        state.forget_retired();
+        drop(state);
+        // What failed before may work now, and ways to addresses may have come and gone.
+        self.update();
     }
 
     /// Tells the kernel how many connections of a route are carried here, and gets how many are not.
@@ -260,14 +265,6 @@ impl Direct {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Retired {
-    /// An address of a route, as its upstream has it.
-    fn of((route, address): (u64, SocketAddr), upstream: Option<&Upstream>) -> Self {
-        let known = upstream.and_then(|upstream| upstream.host_at(address));
-        Self { route, address, _host: known.map(|(_, host)| Used::new(&host)) }
     }
 }
 
@@ -312,15 +309,6 @@ impl State {
 
     /// Makes these the routes, of which those listen here that can be carried so.
     fn add(&mut self, routes: &[Arc<Route>]) -> Result<()> {
-        for (id, route) in served(routes) {
-            let Some(slot) = self.slots.take(id) else { continue };
-            for address in addresses(route) {
-                if self.listeners.get(&address) != Some(&slot) {
-                    self.tables.lead(address, slot)?;
-                    self.listeners.insert(address, slot);
-                }
-            }
-        }
         let all: HashMap<_, _> =
             routes.iter().map(|route| (route_id(&route.name), Arc::clone(route))).collect();
         let new = all.keys().filter(|id| self.route(**id).is_none());
@@ -332,6 +320,15 @@ impl State {
         let before = std::mem::replace(&mut self.routes, all).into_iter();
         self.gone.extend(before.map(|(id, route)| (id, Gone { route, idle: None })));
         self.gone.retain(|id, _| !self.routes.contains_key(id));
+        for (id, route) in served(routes) {
+            let Some(slot) = self.slots.take(id) else { continue };
+            for address in addresses(route) {
+                if self.listeners.get(&address) != Some(&slot) {
+                    self.tables.lead(address, slot)?;
+                    self.listeners.insert(address, slot);
+                }
+            }
+        }
         Ok(())
     }
 

@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::info;
 
 use crate::config::{ReadyWhen, Tier, TierLimit};
@@ -18,6 +19,10 @@ use crate::metrics::Metrics;
 use crate::proxy::connection::Connections;
 use crate::reload::Loaded;
 use crate::route::{Route, Standings};
+use crate::upstream::Upstream;
+
+/// Between two looks at connections to hosts that are lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What is in service.
 pub struct Service {
@@ -158,7 +163,16 @@ impl Service {
 
     /// Puts in force what becomes known of hosts: where they are, and whether they are good.
     pub async fn follow_hosts(self: Arc<Self>, mut changes: watch::Receiver<()>) {
-        while changes.changed().await.is_ok() {
+        loop {
+            tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                // One that was on its way when others were ended may have arrived.
+                () = sleep(LOOK_AGAIN), if self.may_have_lost() => {}
+            }
             // First, so that whoever is sent away does not come back to the same host.
             if let Some(direct) = self.direct.clone() {
                 let follow = move || {
@@ -173,6 +187,14 @@ impl Service {
                 info!(connections = lost, "reset: they lead to hosts that are lost");
             }
         }
+    }
+
+    /// Whether connections may have to be ended because of their hosts.
+    fn may_have_lost(&self) -> bool {
+        let is_bad = |upstream: &Upstream| upstream.hosts().iter().any(|host| !host.is_good());
+        let routes = self.routes();
+        let mut upstreams = routes.iter().map(|route| &*route.upstream);
+        upstreams.any(|it| it.meant().closes_unhealthy() && is_bad(it))
     }
 
     /// Brings all figures up to date.

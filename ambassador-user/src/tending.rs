@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::proxy::connect::{self, As};
 use crate::upstream::health::STEPS;
@@ -44,23 +44,27 @@ struct Tender {
 impl Tending {
     /// From now on these upstreams are looked after, and no others.
     pub fn look_after<'u>(&mut self, upstreams: impl Iterator<Item = &'u Arc<Upstream>>) {
-        let may_lose_one = |upstream: &&Arc<Upstream>| {
-            let meant = upstream.meant();
-            let alone = upstream.endpoints().len() == 1 && upstream.endpoints()[0].name().is_none();
-            meant.health.is_some() || meant.eject.is_some() && !alone
-        };
-        let wanted: HashMap<_, _> =
-            upstreams.filter(may_lose_one).map(|it| (Arc::as_ptr(it).addr(), it)).collect();
-        // First, because those in their place look at what is out when they begin.
+        let wanted: HashMap<_, _> = upstreams.map(|it| (Arc::as_ptr(it).addr(), it)).collect();
+        // First, because those in their place see to what is out when they take over.
         for (_, gone) in self.0.extract_if(|key, _| !wanted.contains_key(key)) {
             gone.of.retire();
             gone.task.abort();
         }
+        let may_lose_one = |upstream: &Upstream| {
+            let meant = upstream.meant();
+            let alone = upstream.endpoints().len() == 1 && upstream.endpoints()[0].name().is_none();
+            meant.health.is_some() || meant.eject.is_some() && !alone
+        };
         for (key, upstream) in wanted {
-            self.0.entry(key).or_insert_with(|| Tender {
-                of: Arc::clone(upstream),
-                task: tokio::spawn(look_after(Arc::clone(upstream))).abort_handle(),
-            });
+            if self.0.contains_key(&key) {
+                continue;
+            }
+            upstream.take_over();
+            if !may_lose_one(upstream) {
+                continue;
+            }
+            let task = tokio::spawn(look_after(Arc::clone(upstream))).abort_handle();
+            self.0.insert(key, Tender { of: Arc::clone(upstream), task });
         }
     }
 }
@@ -74,7 +78,11 @@ async fn look_after(upstream: Arc<Upstream>) {
     let closes = upstream.meant().closes_unhealthy();
     let mut looks = interval(LOOKS);
     let mut troubled = Vec::new();
+    let mut steps = interval(if step.is_zero() { LOOKS } else { step });
+    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut warming = false;
     loop {
+        upstream.keep_one();
         troubled.extend(upstream.take_troubled());
         // Also those that a name has come back to as they were.
         troubled.extend(upstream.hosts().into_iter().filter(|host| host.is_ejected()));
@@ -89,14 +97,18 @@ async fn look_after(upstream: Arc<Upstream>) {
             }
         }
         checks.follow(&upstream);
-        let warming =
-            !step.is_zero() && upstream.hosts().iter().any(|it| upstream.share(it) < STEPS);
+        let warm = step.is_zero() || upstream.hosts().iter().all(|it| upstream.share(it) == STEPS);
+        if warming && warm {
+            // The last step may have been noticed on another occasion.
+            upstream.shares_have_changed();
+        }
+        warming = !warm;
         tokio::select! {
             () = upstream.trouble.notified() => {}
             Some(Ok(key)) = tries.join_next() => {
                 tended.remove(&key);
             }
-            () = sleep(step), if warming => upstream.shares_have_changed(),
+            _ = steps.tick(), if warming => upstream.shares_have_changed(),
             Ok(()) = changes.changed() => {}
             _ = looks.tick(), if closes => troubled = upstream.left(),
         }
@@ -165,7 +177,10 @@ fn with_others(due: Instant, tick: Duration) -> Instant {
 async fn ask(ask: &config::Ask, endpoint: &Endpoint, host: &Host) -> Result<(), String> {
     let connected = connect::to(host, &As::Check).await;
     let socket = connected.map_err(|error| format!("connect: {error}"))?;
-    probe::answers(ask, endpoint.label(), socket).await.map_err(|error| format!("{error:#}"))
+    // A service is no name of a host.
+    let address = endpoint.label().starts_with("srv:").then(|| host.at.to_string());
+    let label = address.as_deref().unwrap_or(endpoint.label());
+    probe::answers(ask, label, socket).await.map_err(|error| format!("{error:#}"))
 }
 
 /// Tries a host until it is clear that it works, or that it must stay in spite of all.
@@ -196,7 +211,7 @@ async fn find_out(upstream: &Upstream, host: &Arc<Host>) {
         }
         let works = attempt(upstream, host).await.is_ok();
         if works {
-            upstream.readmit(host);
+            upstream.readmit(host, "it can be reached");
         } else if host.ejected_for() == Some(Duration::ZERO) {
             upstream.keep_ejected(host);
         }

@@ -67,7 +67,7 @@ impl Upstream {
             let target = &before.meant.endpoints[before.balancer.in_use()?].target;
             meant.endpoints.iter().position(|endpoint| endpoint.target == *target)
         });
-        let upstream = Self {
+        Arc::new(Self {
             name: Arc::clone(&meant.name),
             connect: meant.connect,
             balancer: Balancer::new(meant.balance, endpoints.len(), in_use.unwrap_or(0)),
@@ -77,13 +77,16 @@ impl Upstream {
             retired: Mutex::default(),
             troubled: Mutex::default(),
             trouble: Notify::new(),
-        };
-        // What is out because of rules that are no more comes back; the rest is seen to by those who
-        // look after this one.
-        for host in upstream.hosts() {
-            host.learn(|health| upstream.forget_rules_that_are_gone(health));
+        })
+    }
+
+    /// Its hosts are its business from now on, and nobody else's: what is out because of rules that are no more
+    /// comes back, as does all if all is out now. The rest is seen to by those who look after this one.
+    pub fn take_over(&self) {
+        for host in self.endpoints.iter().flat_map(|endpoint| endpoint.remembered()) {
+            host.learn(|health| self.forget_rules_that_are_gone(health));
         }
-        Arc::new(upstream)
+        self.keep_one();
     }
 
     fn forget_rules_that_are_gone(&self, health: &mut Health) {
@@ -195,6 +198,9 @@ impl Upstream {
     pub fn reached(&self, host: &Host) {
         if host.is_blamed() {
             host.learn(|health| health.clear(Fault::Unreached));
+            if self.holds() {
+                self.changes.send_replace(());
+            }
         }
     }
 
@@ -206,14 +212,25 @@ impl Upstream {
     }
 
     fn blame(&self, host: &Arc<Host>, fault: Fault, why: &str) {
-        let Some(eject) = &self.meant.eject else { return };
+        let eject = self.meant.eject.as_ref();
         // Failures that take as long as they may are still in a row.
-        let memory = 2 * (eject.lasting + self.connect.timeout);
+        let memory = 2 * (eject.map_or(Duration::ZERO, |it| it.lasting) + self.connect.timeout);
         let blame = |health: &mut Health| health.blame(fault, memory, Instant::now());
         let (count, _) = host.learn(blame);
-        if count >= eject.consecutive_failures.get() && self.eject(host, eject, why) {
+        if fault == Fault::Unreached && count == 1 && self.holds() {
+            self.changes.send_replace(());
+        }
+        if let Some(eject) = eject
+            && count >= eject.consecutive_failures.get()
+            && self.eject(host, eject, why)
+        {
             self.have_tended(host);
         }
+    }
+
+    /// Whether connections wait while there is nowhere to go, which only a listener can have them do.
+    pub fn holds(&self) -> bool {
+        !self.connect.hold.is_zero()
     }
 
     /// Takes a host out, if enough are left then.
@@ -235,6 +252,16 @@ impl Upstream {
         warn!(upstream = %self.name, host = %host.at, "ejected for {lasting}: {why}");
         self.changes.send_replace(());
         true
+    }
+
+    /// Readmits all if all are out, as after an answer or a configuration without the one that was not.
+    pub fn keep_one(&self) {
+        // Nobody takes one out meanwhile.
+        let _retired = self.retired();
+        let hosts = self.hosts();
+        if hosts.iter().all(|host| host.is_ejected()) {
+            hosts.iter().for_each(|host| self.readmit(host, "no other is left"));
+        }
     }
 
     /// Another one is in its place, whose business hosts are from now on.
@@ -260,15 +287,19 @@ impl Upstream {
     }
 
     /// An ejected host works again, or one that was blamed works after all.
-    pub fn readmit(&self, host: &Host) {
+    pub fn readmit(&self, host: &Host, why: &str) {
         if host.learn(|health| health.readmit(Instant::now())).1 {
-            info!(upstream = %self.name, host = %host.at, "back: it can be reached");
+            info!(upstream = %self.name, host = %host.at, "back: {why}");
             self.changes.send_replace(());
         }
     }
 
     /// A check has come to its end.
     pub fn checked(&self, host: &Host, rules: &config::Health, found: Result<(), String>) {
+        let retired = self.retired();
+        if *retired {
+            return;
+        }
         let (_, changed) = host.learn(|health| match &found {
             Ok(()) => health.passed(rules.rise.get(), Instant::now()),
             Err(why) => health.failed(rules.fall.get(), why),
@@ -282,9 +313,15 @@ impl Upstream {
         }
     }
 
-    /// Whose address that is, or was.
+    /// Whose address that is, or was. Of several, such as names of one server, it is that of one that is not out:
+    /// nobody is led to the others.
     pub fn host_at(&self, address: SocketAddr) -> Option<(&Arc<Endpoint>, Arc<Host>)> {
-        self.endpoints.iter().find_map(|endpoint| Some((endpoint, endpoint.host_at(address)?)))
+        let mut all = self.endpoints.iter().filter_map(|it| Some((it, it.host_at(address)?)));
+        let first = all.next()?;
+        if first.1.is_good() {
+            return Some(first);
+        }
+        all.find(|(_, host)| host.is_good()).or(Some(first))
     }
 
     /// Told when hosts may have become good or bad.

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,6 +15,7 @@ use ambassador_tests::place::Place;
 use ambassador_tests::process::run;
 use ambassador_tests::wait::{SOON, until_true};
 use ambassador_tests::way::{Way, Wire};
+use serde_json::Value;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -115,6 +117,24 @@ upstreams:
         }))
     })?;
     ensure!(ambassador.metrics()?.sum("ambassador_connections_active", &[]) == Some(3.0));
+
+    // A burst of them is told in a few lines that leave none out.
+    let burst = Instant::now();
+    for _ in 0..300 {
+        route.connect()?.hear_close()?;
+    }
+    let lines = || -> Result<Vec<Value>> {
+        let is_one = |line: &Value| line["level"] == "WARN" && line["route"] == "capped";
+        Ok(ambassador.log()?.into_iter().filter(is_one).collect())
+    };
+    until_true("every refusal in the log", || {
+        // What is kept back is told with the next one.
+        route.connect()?.hear_close()?;
+        let told: u64 = lines()?.iter().filter_map(|line| line["refused"].as_u64()).sum();
+        Ok(told > 300)
+    })?;
+    let (lines, most) = (lines()?.len() as u64, burst.elapsed().as_secs() + 3);
+    ensure!(lines <= most, "{lines} lines for 301 refusals");
     held.iter().try_for_each(|client| client.ask(b"still in", b"still in"))?;
 
     // A place that is given back can be taken.

@@ -1,12 +1,14 @@
 //! What the kernel is told of a route: where apps are met, and where they are led.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::cell::OnceCell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU32;
 
 use crate::config::{Balance, Listen};
 use crate::datapath::tables::{NO_LIMIT, Plan, Policy, SLOTS};
 use crate::route::Route;
+use crate::upstream::Upstream;
 use crate::upstream::balance::Source;
 use crate::upstream::endpoint::order_for;
 use crate::upstream::health::STEPS;
@@ -28,6 +30,7 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
         Balance::RandomTwo => Policy::RandomTwo,
     };
     let is_crowded = upstream.hosts().len() > SLOTS;
+    let routing = Routing::default();
     let endpoints = order.into_iter().map(|index| {
         let endpoint = &upstream.endpoints()[index];
         let mut hosts = endpoint.hosts().to_vec();
@@ -37,10 +40,7 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
             order_for(&Source::Pod, &mut hosts);
         }
         let shares = hosts.iter().filter_map(|host| {
-            // Of no use without the interface, which a hook cannot say.
-            let usable =
-                |it: &SocketAddr| !matches!(it.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-            Some((host.address().filter(usable)?, upstream.share(host)))
+            Some((host.address().filter(|it| routing.leads_to(it))?, upstream.share(host)))
         });
         (endpoint.weight(), shares.collect::<Vec<_>>())
     });
@@ -49,6 +49,9 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
         make_room(&mut endpoints);
     }
     endpoints.retain(|(_, addresses)| !addresses.is_empty());
+    if is_waited_for(upstream) {
+        endpoints.clear();
+    }
     let targets = shares(&endpoints);
     let meant = route.meant();
     let limit = |limit: Option<NonZeroU32>| limit.map_or(NO_LIMIT, NonZeroU32::get);
@@ -64,9 +67,34 @@ pub(super) fn of(id: u64, route: &Route) -> Plan {
             _ => endpoints.first().map_or(0, |(_, addresses)| addresses.len()),
         },
         // A listener can do no better, unless it waits.
-        last_resort: targets.len() == 1 && upstream.connect.hold.is_zero(),
+        last_resort: targets.len() == 1 && !upstream.holds(),
         targets,
     }
+}
+
+/// Where packets can be sent to. Of a connect that fails before it has sent any, no program is told, so that nobody
+/// would ever be blamed; a Pod without IPv6 is the usual case.
+#[derive(Default)]
+struct Routing(OnceCell<Option<UdpSocket>>);
+
+impl Routing {
+    fn leads_to(&self, address: &SocketAddr) -> bool {
+        let SocketAddr::V6(v6) = address else { return true };
+        // Of no use without the interface, which a hook cannot say.
+        if v6.ip().is_unicast_link_local() {
+            return false;
+        }
+        // Connected, it sends nothing, but has asked for the way.
+        let socket = self.0.get_or_init(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok());
+        socket.as_ref().is_some_and(|socket| socket.connect(address).is_ok())
+    }
+}
+
+/// Whether a listener is to have connections wait, because the last connects have failed wherever they may go.
+fn is_waited_for(upstream: &Upstream) -> bool {
+    let hosts = upstream.hosts();
+    let mut good = hosts.iter().filter(|host| host.is_good());
+    upstream.holds() && good.all(|host| host.health().is_unreached())
 }
 
 /// Leaves of each endpoint as many addresses as all of them have room for; what one does not need is for others.

@@ -62,16 +62,17 @@ pub async fn connect(
     circuit: Option<&Circuit>,
 ) -> Result<Connected> {
     let attempts = Attempts { upstream, who, source, circuit };
-    if upstream.connect.hold.is_zero() {
+    if !upstream.holds() {
         return attempts.go_round().await;
     }
     let give_up = Instant::now() + upstream.connect.hold;
     loop {
-        let mut changes = upstream.changes();
         let failure = match attempts.go_round().await {
             Ok(connected) => return Ok(connected),
             Err(failure) => failure,
         };
+        // From here on, because what it was told itself is no news.
+        let mut changes = upstream.changes();
         // What is full is refused at once.
         if Instant::now() >= give_up || failure.is::<Full>() {
             return Err(failure);
@@ -101,7 +102,10 @@ impl Attempts<'_> {
             match reached.unwrap_or_else(|_elapsed| {
                 let silence = upstream.connect.timeout;
                 let why = format!("no answer within {}", humantime::format_duration(silence));
-                asked.iter().for_each(|host| upstream.unreached(host, &why));
+                // Whom it was asked last had no time to answer.
+                let half = deadline - silence / 2;
+                let silent = asked.iter().filter(|(_, since)| *since <= half);
+                silent.for_each(|(host, _)| upstream.unreached(host, &why));
                 Err(anyhow!(why))
             }) {
                 Ok((socket, host, mut place)) => {
@@ -134,12 +138,12 @@ impl Attempts<'_> {
         &self,
         lease: &Lease,
         tried: &[usize],
-        asked: &mut Vec<Arc<Host>>,
+        asked: &mut Vec<Asked>,
     ) -> Result<Reached> {
         let mut hosts = self.upstream.reach(lease.endpoint(), tried, self.source).await?;
         if let [host] = &hosts[..] {
             let place = self.place(host)?;
-            asked.push(Arc::clone(host));
+            asked.push((Arc::clone(host), Instant::now()));
             let socket = to(host, self.who).await.inspect_err(|error| self.blame(host, error));
             let socket = socket.with_context(|| format!("connect to {}", host.at))?;
             return Ok((socket, Arc::clone(host), place));
@@ -151,14 +155,14 @@ impl Attempts<'_> {
     }
 
     /// Tries the hosts in order, the next one beside the last when that fails or stays silent.
-    async fn fastest(&self, hosts: Vec<Arc<Host>>, asked: &mut Vec<Arc<Host>>) -> Result<Reached> {
+    async fn fastest(&self, hosts: Vec<Arc<Host>>, asked: &mut Vec<Asked>) -> Result<Reached> {
         let mut waiting = hosts.into_iter();
         let mut racing = JoinSet::new();
         let mut failure = anyhow!("no address");
         loop {
             if let Some(host) = waiting.next() {
                 let Ok(place) = self.place(&host) else { continue };
-                asked.push(Arc::clone(&host));
+                asked.push((Arc::clone(&host), Instant::now()));
                 let who = self.who.clone();
                 racing.spawn(async move { (to(&host, &who).await, host, place) });
             }
@@ -173,7 +177,7 @@ impl Attempts<'_> {
             match ended {
                 Some(Ok((Ok(socket), host, place))) => return Ok((socket, host, place)),
                 Some(Ok((Err(error), host, _))) => {
-                    asked.retain(|it| !Arc::ptr_eq(it, &host));
+                    asked.retain(|(it, _)| !Arc::ptr_eq(it, &host));
                     self.blame(&host, &error);
                     failure = anyhow!(error).context(format!("connect to {}", host.at));
                 }
@@ -204,6 +208,9 @@ impl Attempts<'_> {
         }
     }
 }
+
+/// A host, and since when.
+type Asked = (Arc<Host>, Instant);
 
 /// A host, and the way there.
 type Reached = (Socket, Arc<Host>, Option<Place>);

@@ -123,6 +123,16 @@ impl Endpoint {
         }
     }
 
+    /// The same, and all that its name has left and may return to.
+    pub(super) fn remembered(&self) -> Vec<Arc<Host>> {
+        match &self.place {
+            Place::Host(host) => host.to_vec(),
+            Place::Name { .. } => self.of_name(|Hosts { all, left: Left(left), .. }| {
+                all.iter().chain(left).cloned().collect()
+            }),
+        }
+    }
+
     /// Hosts that its name has left while there are connections to them.
     pub fn left(&self) -> Vec<Arc<Host>> {
         self.of_name(|Hosts { left: Left(left), .. }| {

@@ -141,6 +141,11 @@ impl Health {
         self.unreached.count + self.resets.count > 0
     }
 
+    /// Whether the last connect to it failed.
+    pub fn is_unreached(&self) -> bool {
+        self.unreached.count > 0
+    }
+
     /// Takes it out for `first`, or longer if it has been taken out shortly before. Says for how long.
     pub fn eject(&mut self, why: &str, first: Duration, now: Instant) -> Duration {
         let lasting = match &self.ejection {

@@ -49,6 +49,32 @@ fn failover_leaves_an_endpoint_that_refuses_and_returns_to_it() -> Result<()> {
 }
 
 #[test]
+fn where_no_way_leads_nobody_is_led() -> Result<()> {
+    needs!(Direct);
+    let pod = pod!();
+    let mut add = pod.inside.command("ip");
+    run(add.args(["-6", "route", "add", "unreachable", "2001:db8::/32"]), SOON)?;
+    let listener = pod.upstream.enter(|| {
+        Address::from(SocketAddr::from((pod.upstream.ipv4, pod.upstream.port()?))).listen()
+    })?;
+    let echo = Echo::on(listener, "e");
+    let place = pod.inside.with_bpffs()?;
+    let route = Address::from(SocketAddr::from((Ipv6Addr::LOCALHOST, place.port()?)));
+    let port = echo.address().port()?;
+    let config = format!(
+        "{{version: 1, routes: [{{name: {ROUTE}, listen: '{route}', upstream: u}}], upstreams: \
+         {{u: {{endpoints: ['[2001:db8::1]:{port}', '{}'], balance: round_robin}}}}}}",
+        echo.address()
+    );
+    let ambassador = Launch::new(&place)?.in_kernel("direct")?.config(&config)?.start()?;
+    let held = pod.inside.enter(|| hold(&route, 6))?;
+    ensure!(tally(&held) == [("e", 6)].into());
+    let all = ambassador.connections()?;
+    ensure!(all.len() == 6 && all.iter().all(|it| it["tier"] == "direct"), "{all:?}");
+    Ok(())
+}
+
+#[test]
 fn a_server_that_goes_costs_no_app_a_failed_connect() -> Result<()> {
     needs!(Direct);
     let first = Listener::new(Family::Tcp)?;

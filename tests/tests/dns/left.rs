@@ -82,6 +82,37 @@ fn an_address_whose_time_passed_while_it_was_away_is_soon_back() -> Result<()> {
     scene.reaches("1")
 }
 
+#[test]
+fn the_last_address_of_a_name_is_not_out() -> Result<()> {
+    let pod = pod!();
+    let port = pod.inside.port()?;
+    let _echo = echo(&pod, TWO, port, "2")?;
+    let scene = half_out(pod, port, "1h")?;
+    scene.dns.knows(NAME, 0, &[ONE.into()])?;
+    until_true("its return", || {
+        let now = health(&scene, "127.0.1.1")?;
+        Ok(scene.known()? == "127.0.1.1" && now.is_some_and(|it| it == "healthy"))
+    })
+}
+
+#[test]
+fn an_address_that_was_out_by_rules_that_are_gone_returns_as_good() -> Result<()> {
+    let pod = pod!();
+    let port = pod.inside.port()?;
+    let _echo = echo(&pod, TWO, port, "2")?;
+    let scene = half_out(pod, port, "1h")?;
+    flaps(&scene, || {
+        let before = std::fs::read_to_string(scene.ambassador.configuration())?;
+        let after = before.replace("eject: { consecutive_failures: 2, for: 1h }", "eject: none");
+        ensure!(after != before);
+        scene.ambassador.reconfigure(&after)?.success().map(drop)
+    })?;
+    until_true("both addresses", || Ok(scene.known()? == "127.0.1.1 127.0.1.2"))?;
+    let health = health(&scene, "127.0.1.1")?.context("find the address")?;
+    ensure!(health == "healthy", "{health}");
+    Ok(())
+}
+
 /// A connection to an address that its name has left lives while a server is there, and no longer.
 fn ends_with_its_server(rules: &str, way: Way) -> Result<()> {
     let pod = pod!();

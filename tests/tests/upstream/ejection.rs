@@ -2,7 +2,7 @@
 
 use std::net::Shutdown;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ambassador_tests::address::{Address, Family};
 use ambassador_tests::ambassador::Ambassador;
@@ -88,6 +88,29 @@ fn a_failure_on_a_configuration_that_is_gone_keeps_nobody_out() -> Result<()> {
 }
 
 #[test]
+fn the_only_one_that_a_reload_leaves_is_not_out() -> Result<()> {
+    for way in Way::proxied()? {
+        let (first, second) = (Echo::greeting("1")?, Echo::greeting("2")?);
+        let address = first.address().clone();
+        let endpoints = [(&address, 1), (second.address(), 1)];
+        let more = "eject: { consecutive_failures: 3, for: 1h }";
+        let (ambassador, route) = balanced_with(way, "failover", &endpoints, more)?;
+        drop(first);
+        let _ = greeted(&route, 1);
+        until_is(&ambassador, &address, false).with_context(|| format!("{way}"))?;
+        let both = std::fs::read_to_string(ambassador.configuration())?;
+        let one = both.replace(&format!(", '{}:1'", second.address()), "");
+        ensure!(one != both);
+        ambassador.reconfigure(&one)?.success()?;
+        until_is(&ambassador, &address, true).with_context(|| format!("{way}"))?;
+        let _first = Echo::on(address.listen()?, "1");
+        // The kernel suspects what has failed by itself, and has a listener try it.
+        ensure!(tally(&hold(&route, 5)?) == [("1", 5)].into(), "{way}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_client_that_leaves_while_it_is_held_gives_its_place_back() -> Result<()> {
     let address = dead()?;
     let hold = "connect: { hold: 1m }";
@@ -170,6 +193,45 @@ fn a_connection_is_held_until_an_endpoint_can_be_reached() -> Result<()> {
     })?;
     let _back = Echo::on(address.listen()?, "b");
     ensure!(client.hear(1)? == b"b");
+    Ok(())
+}
+
+#[test]
+fn no_connection_fails_while_it_could_be_held() -> Result<()> {
+    for way in Way::proxied()? {
+        let address = dead()?;
+        let more = "connect: { hold: 30s }\n    eject: none";
+        let (ambassador, route) = balanced_with(way, "failover", &[(&address, 1)], more)?;
+        // On `direct` an app is the first to find out.
+        let first = route.connect();
+        let missed = || -> Result<Option<f64>> {
+            Ok(ambassador.metrics()?.sum("ambassador_direct_missed_total", &[]))
+        };
+        if way == Way::Direct {
+            ensure!(first.is_err());
+            until_true("a connection for the listener", || {
+                let _ = route.connect();
+                Ok(missed()?.is_some_and(|missed| missed > 0.0))
+            })?;
+        }
+        // Longer than the kernel suspects anybody by itself.
+        let begun = Instant::now();
+        let mut held = Vec::new();
+        while begun.elapsed() < Duration::from_secs(6) {
+            held.push(route.connect().with_context(|| format!("{way}, {:?}", begun.elapsed()))?);
+            thread::sleep(Duration::from_millis(200));
+        }
+        let _back = Echo::on(address.listen()?, "b");
+        for client in held {
+            ensure!(client.hear(1)? == b"b", "{way}");
+        }
+        if way == Way::Direct {
+            until_true("a connection past the listener", || {
+                let before = missed()?;
+                Ok(greeted(&route, 1).is_ok() && missed()? == before)
+            })?;
+        }
+    }
     Ok(())
 }
 
