@@ -14,6 +14,7 @@ use crate::admin::{control, http};
 use crate::cli::Source;
 use crate::config::{Admin, Config, Control, Listen, Resolved, Tier};
 use crate::datapath::kernel::{self, Kernel};
+use crate::datapath::obstacle::Obstacle;
 use crate::datapath::selftest::Found;
 use crate::direct::Direct;
 use crate::drain;
@@ -91,19 +92,17 @@ pub fn run(source: Source, resolved: Resolved, telemetry: &Telemetry) -> Result<
 
 /// The kernel half, if a route can use it, or if an ambassador before this one left it: that would go on
 /// by the routes of then. Or why there is none.
-fn open_kernel(config: &Config, metrics: &Metrics) -> Result<Kernel, String> {
+fn open_kernel(config: &Config, metrics: &Metrics) -> Result<Kernel, Obstacle> {
     let all_work = Ladder::default();
     let used = config.routes.iter().any(|it| all_work.choose(it, it.tier).tier >= Tier::Sockmap);
     if !used && !kernel::is_pinned(&config.acceleration) {
-        return Err("none of the routes that the ambassador began with could use it, and it has given up what \
-                    it takes: restart it".to_owned());
+        return Err(Obstacle::NotUsed);
     }
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
     let tried = |found: &Found| metrics.self_test(found);
-    Kernel::open(&config.acceleration, routes, tried).map_err(|obstacle| {
+    Kernel::open(&config.acceleration, routes, tried).inspect_err(|obstacle| {
         // Nobody should have to ask whether this is the fast way, and why not.
         info!("the kernel tiers are not used: {obstacle}");
-        obstacle.to_string()
     })
 }
 
@@ -121,16 +120,16 @@ fn start_destroyer(config: &Config, kernel: bool) -> Result<Destroyer, String> {
 }
 
 /// What of the kernel tiers works with that.
-fn kernel_tiers(kernel: &Result<Kernel, String>) -> Ladder {
+fn kernel_tiers(kernel: &Result<Kernel, Obstacle>) -> Ladder {
     match kernel {
         Ok(kernel) => Ladder {
             no_sockmap: kernel.sockmap.as_ref().err().cloned(),
             no_sockmap_unasked: kernel.sockmap_is_noticed.then(|| SOCKMAP_IS_NOTICED.to_owned()),
             ..Ladder::default()
         },
-        Err(why) => Ladder {
-            no_direct: Some(why.clone()),
-            no_sockmap: Some(why.clone()),
+        Err(obstacle) => Ladder {
+            no_direct: Some(obstacle.to_string()),
+            no_sockmap: Some(obstacle.of_sockmap()),
             ..Ladder::default()
         },
     }
@@ -205,6 +204,10 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
     if let Some(direct) = &service.direct {
         direct.open_tables()?;
     }
+    // Before anybody is told that it is ready, and relies on what a killed ambassador leaves.
+    if let Some(hold) = &mut hold {
+        hold.outlive().context("pin the kernel half")?;
+    }
     // These two end with the process: they answer during the drain too.
     if let Some(bound) = http {
         info!("probes and metrics on http://{bound}");
@@ -219,9 +222,6 @@ async fn serve(ground: Ground, log_level: LogLevel) -> Result<ExitCode> {
             listener,
             control::Handler { service, orders, reload, log_level },
         ));
-    }
-    if let Some(hold) = &mut hold {
-        hold.outlive().context("pin the kernel half")?;
     }
     info!(routes = service.routes().len(), "ready");
     let stop = loop {

@@ -50,7 +50,7 @@ pub fn kernel_tiers(found: &Result<Found, Obstacle>) -> Ladder {
         },
         Err(obstacle) => Ladder {
             no_direct: Some(obstacle.to_string()),
-            no_sockmap: Some(obstacle.to_string()),
+            no_sockmap: Some(obstacle.of_sockmap()),
             ..Ladder::default()
         },
     }

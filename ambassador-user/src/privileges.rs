@@ -78,6 +78,12 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// Its group.
+pub fn effective_group() -> u32 {
+    // SAFETY: getegid(2) takes nothing and cannot fail.
+    unsafe { libc::getegid() }
+}
+
 /// Whether a map that is open can be used without privileges: since Linux 5.19, whatever
 /// `kernel.unprivileged_bpf_disabled` says.
 fn maps_are_free() -> bool {

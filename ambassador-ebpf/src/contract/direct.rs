@@ -93,7 +93,9 @@ pub struct Settings {
     /// [`crate::VERSION`].
     pub version: u32,
     /// Whether they outlive whoever runs them: they were loaded apart from it.
-    pub kept: u32,
+    pub kept: u16,
+    /// Whether the self-test found that clients which `sockmap` enrols are told how many bytes wait to be read.
+    pub counts_waiting_bytes: u16,
     /// The network namespace whose sockets are redirected.
     pub netns_cookie: u64,
     /// The boot-time clock's nanosecond from which on nothing is redirected any more, unless it is
@@ -273,6 +275,7 @@ pub const fn route_id(name: &str) -> u64 {
 
 const _: () = {
     use core::mem::offset_of;
+    assert!(offset_of!(Settings, netns_cookie) == 8);
     assert!(offset_of!(Settings, object) == 32);
     assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Slot>() == 40);

@@ -1,13 +1,16 @@
 //! The kernel half in force: found pinned, or loaded, tried and attached; and given up in order.
 
+mod adopted;
+
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use ambassador_ebpf::VERSION;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use tracing::{info, warn};
 
+use self::adopted::Adopted;
 use super::messages::Messages;
 use super::obstacle::{self, Obstacle};
 use super::pins::{Owner, Pins};
@@ -40,8 +43,9 @@ pub struct Kernel {
 pub enum Hold {
     /// This process.
     Process { _links: Links },
-    /// Files. Those that this process made it removes at a clean end; after any other they stay.
-    Pins { pins: Pins, kept: bool },
+    /// Files. Those that this process made it removes at a clean end; after any other they stay. Until
+    /// [`Hold::outlive`] what was pinned before is in force beside them.
+    Pins { pins: Pins, before: Option<Pins>, kept: bool },
 }
 
 /// When what a process has loaded is to be gone.
@@ -66,34 +70,57 @@ impl Kernel {
         if object().is_none() {
             return Err(Obstacle::NotEmbedded);
         }
-        let found = Pins::find(&instance(acceleration)?).map_err(Obstacle::NotOurs)?;
+        let pins = Pins::find(&instance(acceleration)?).map_err(Obstacle::NotOurs)?;
         let may_load = obstacle::to_load();
-        if let Some(pins) = found {
-            match Self::adopt(&pins, acceleration) {
-                Ok((tables, ends, sockmap)) => {
-                    let kept = tables.settings().kept != 0;
-                    info!("taking over the kernel half pinned at {}", pins.directory().display());
-                    let hold = Hold::Pins { pins, kept };
-                    // Whoever adopts cannot try.
-                    return Ok(Self {
-                        tables,
-                        ends,
-                        sockmap,
-                        sockmap_is_noticed: true,
-                        messages: None,
-                        hold,
-                    });
-                }
-                Err(error) if may_load.is_err() => return Err(Obstacle::NotOurs(error)),
-                Err(error) => {
-                    info!("replacing the kernel half at {}: {error:#}", pins.directory().display());
+        let Some(pins) = pins else {
+            return may_load.and_then(|()| Self::load_for_us(acceleration, routes, tried));
+        };
+        let place = pins.directory().display().to_string();
+        let adopted = match Adopted::from(&pins, acceleration) {
+            Ok(adopted) if adopted.is_of_this_build => {
+                info!("taking over the kernel half pinned at {place}");
+                return Ok(adopted.take_over(pins));
+            }
+            Ok(adopted) => Some(adopted),
+            Err(error) if may_load.is_err() => return Err(Obstacle::NotOurs(error)),
+            Err(error) => {
+                info!("replacing the kernel half at {place}: {error:#}");
+                None
+            }
+        };
+        if may_load.is_ok() && !pins.are_ours_to_replace() {
+            // Later, without privileges, it could not be removed.
+            pins.remove().map_err(Obstacle::NotOurs)?;
+            return Self::load_for_us(acceleration, routes, tried);
+        }
+        match (may_load.and_then(|()| Self::load_for_us(acceleration, routes, tried)), adopted) {
+            (Ok(mut kernel), _) => {
+                kernel.hold.succeed(pins).map_err(Obstacle::NotOurs)?;
+                Ok(kernel)
+            }
+            (Err(obstacle), Some(adopted)) => {
+                warn!(
+                    "taking over the kernel half pinned at {place}, which is of another build; `ambassador \
+                     load` of this version replaces it (here: {obstacle})"
+                );
+                Ok(adopted.take_over(pins))
+            }
+            (Err(obstacle), None) => {
+                // What never is stale would lead by the routes of then for ever.
+                if acceleration.stale_after.is_none() {
                     pins.remove().map_err(Obstacle::NotOurs)?;
                 }
+                Err(obstacle)
             }
         }
-        may_load?;
-        let user = privileges::effective_user();
-        let owner = Owner { uid: user, gid: u32::MAX };
+    }
+
+    fn load_for_us(
+        acceleration: &Acceleration,
+        routes: u32,
+        tried: impl FnOnce(&Found),
+    ) -> Result<Self, Obstacle> {
+        let owner = Owner { uid: privileges::effective_user(), gid: u32::MAX };
         Self::load(acceleration, routes, owner, Lifetime::OurEnd, tried)
     }
 
@@ -114,53 +141,18 @@ impl Kernel {
         if let Some(why) = found.no_direct() {
             return Err(Obstacle::Fails(why));
         }
-        let no_sockmap = found.no_sockmap();
-        match &no_sockmap {
+        match found.no_sockmap() {
             Some(why) => attached.leave_out_sockmap(why),
             None => known_bad::here().iter().for_each(|bug| warn!("sockmap: {bug}")),
         }
-        let kernel = attached.serve(&instance, owner, lifetime, acceleration.inflight, no_sockmap);
-        let mut kernel =
-            kernel.map_err(|error| error.downcast().unwrap_or_else(Obstacle::Refused))?;
-        kernel.sockmap_is_noticed = !found.counts_waiting_bytes;
+        let kernel = attached.serve(&instance, owner, lifetime, acceleration.inflight, &found);
+        let kernel = kernel.map_err(|error| error.downcast().unwrap_or_else(Obstacle::Refused))?;
         // Nobody else on a node does: a Pod that was killed cannot, and nothing runs after a Pod.
         match Pins::remove_stale() {
             Ok(removed) => removed.iter().for_each(|it| info!("removed {}: stale", it.display())),
             Err(error) => info!("what is stale is left: {error:#}"),
         }
         Ok(kernel)
-    }
-
-    /// Opens what is pinned, if it is what this version would have pinned.
-    fn adopt(
-        pins: &Pins,
-        acceleration: &Acceleration,
-    ) -> Result<(Tables, Ends, Result<Sockmap, String>)> {
-        let mut maps = pins.maps()?;
-        let (tables, ends) = Tables::new(&mut maps)?;
-        let settings = tables.settings();
-        ensure!(
-            settings.version == VERSION,
-            "{} was pinned by another version (contract {}, ours is {VERSION}); load it again with \
-             `ambassador load` of this version",
-            pins.directory().display(),
-            settings.version
-        );
-        ensure!(
-            settings.netns_cookie == netns_cookie()?,
-            "{} was pinned for another network namespace; give this ambassador its own --instance",
-            pins.directory().display()
-        );
-        if let Cgroup::At(path) = &acceleration.cgroup
-            && cgroup::inode(path)? != settings.cgroup
-        {
-            bail!("{} was pinned for another cgroup", pins.directory().display());
-        }
-        if settings.object != own_hash()? {
-            info!("the kernel half was loaded by another build of the same contract");
-        }
-        let sockmap = Sockmap::new(&mut maps, acceleration.inflight);
-        Ok((tables, ends, sockmap.map_err(|error| format!("not among what was pinned: {error:#}"))))
     }
 }
 
@@ -187,8 +179,8 @@ impl<'a> Attached<'a> {
         selftest::run(&self.maps, self.programs.no_sockmap(), self.cgroup, extent)
     }
 
-    fn leave_out_sockmap(&mut self, why: &str) {
-        self.programs.leave_out_sockmap(why.to_owned());
+    fn leave_out_sockmap(&mut self, why: String) {
+        self.programs.leave_out_sockmap(why);
         self.links.leave_out_sockmap();
         self.maps.leave_out_sockmap();
     }
@@ -200,20 +192,24 @@ impl<'a> Attached<'a> {
         owner: Owner,
         lifetime: Lifetime,
         inflight: InFlight,
-        no_sockmap: Option<String>,
+        found: &Found,
     ) -> Result<Kernel> {
         let Self { cgroup, opened, mut programs, links, mut maps } = self;
         let messages = Some(programs.messages()?);
         let pinned = Pins::make(instance, &maps, links, owner);
         let (mut tables, ends) = Tables::new(&mut maps)?;
-        let sockmap = match no_sockmap {
+        let sockmap = match found.no_sockmap() {
             Some(why) => Err(why),
             None => Ok(Sockmap::new(&mut maps, inflight)?),
         };
         let kept = lifetime == Lifetime::Unload;
-        tables.found(settings(cgroup, kept)?)?;
+        tables.found(Settings {
+            kept: kept.into(),
+            counts_waiting_bytes: found.counts_waiting_bytes.into(),
+            ..settings(cgroup)?
+        })?;
         let hold = match pinned {
-            Ok(pins) => Hold::Pins { pins, kept },
+            Ok(pins) => Hold::Pins { pins, before: None, kept },
             Err(error) if lifetime != Lifetime::OurEnd => {
                 return Err(Obstacle::NotPinned(error).into());
             }
@@ -224,7 +220,8 @@ impl<'a> Attached<'a> {
             }
         };
         info!(cgroup = %cgroup.display(), "the kernel half is attached");
-        Ok(Kernel { tables, ends, sockmap, sockmap_is_noticed: true, messages, hold })
+        let sockmap_is_noticed = !found.counts_waiting_bytes;
+        Ok(Kernel { tables, ends, sockmap, sockmap_is_noticed, messages, hold })
     }
 }
 
@@ -234,16 +231,23 @@ impl Hold {
         matches!(self, Self::Pins { kept: true, .. })
     }
 
-    /// From now on the programs stay attached when this process dies.
+    /// From now on the programs stay attached when this process dies, in the place of what was pinned
+    /// before.
     pub fn outlive(&mut self) -> Result<()> {
-        self.replace(None)
-    }
-
-    /// The same, in the place of what was pinned before.
-    fn replace(&mut self, before: Option<Pins>) -> Result<()> {
         match self {
             Self::Process { .. } => Ok(()),
-            Self::Pins { pins, .. } => pins.outlive(before),
+            Self::Pins { pins, before, .. } => pins.outlive(before.take()),
+        }
+    }
+
+    /// These are what was pinned before.
+    fn succeed(&mut self, pins: Pins) -> Result<()> {
+        match self {
+            Self::Process { .. } => pins.remove(),
+            Self::Pins { before, .. } => {
+                *before = Some(pins);
+                Ok(())
+            }
         }
     }
 
@@ -251,7 +255,7 @@ impl Hold {
     pub fn release(self) -> Result<()> {
         match self {
             Self::Process { .. } | Self::Pins { kept: true, .. } => Ok(()),
-            Self::Pins { pins, kept: false } => pins.remove(),
+            Self::Pins { pins, kept: false, .. } => pins.remove(),
         }
     }
 }
@@ -263,7 +267,8 @@ pub fn load_for(config: &Config, owner: Owner, lifetime: Lifetime) -> Result<(),
     let before = Pins::find(&instance(&config.acceleration)?).map_err(Obstacle::NotOurs)?;
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
     let mut kernel = Kernel::load(&config.acceleration, routes, owner, lifetime, |_| ())?;
-    kernel.hold.replace(before).map_err(Obstacle::NotOurs)?;
+    before.map_or(Ok(()), |pins| kernel.hold.succeed(pins)).map_err(Obstacle::NotOurs)?;
+    kernel.hold.outlive().map_err(Obstacle::NotOurs)?;
     if let Hold::Pins { pins, .. } = &kernel.hold {
         info!(uid = owner.uid, gid = owner.gid, "pinned at {}", pins.directory().display());
     }
@@ -291,13 +296,14 @@ fn examine_pins() -> Option<Result<Found, Obstacle>> {
             return Some(Err(Obstacle::NotOurs(error)));
         }
     };
-    let (_, _, sockmap) = match Kernel::adopt(&pins, &Acceleration::default()) {
-        Ok(adopted) => adopted,
+    let pinned = match Adopted::from(&pins, &Acceleration::default()) {
+        Ok(pinned) => pinned,
         Err(error) => return Some(Err(Obstacle::NotOurs(error))),
     };
+    let counts_waiting_bytes = pinned.counts_waiting_bytes();
     let adopted = || vec![Check { name: "what is pinned here can be taken over", failure: None }];
-    let sockmap = sockmap.map(|_| adopted());
-    Some(Ok(Found { direct: adopted(), sockmap, counts_waiting_bytes: false }))
+    let sockmap = pinned.sockmap.map(|_| adopted());
+    Some(Ok(Found { direct: adopted(), sockmap, counts_waiting_bytes }))
 }
 
 /// Whether anything is pinned for this instance.
@@ -343,11 +349,12 @@ pub fn netns_cookie() -> Result<u64> {
     Ok(cookie)
 }
 
-/// What this process says of tables that it has loaded for a cgroup.
-pub fn settings(cgroup: &Path, kept: bool) -> Result<Settings> {
+/// What this process says of tables that it has loaded for a cgroup and not tried yet.
+pub fn settings(cgroup: &Path) -> Result<Settings> {
     Ok(Settings {
         version: VERSION,
-        kept: kept.into(),
+        kept: 0,
+        counts_waiting_bytes: 0,
         netns_cookie: netns_cookie()?,
         fresh_until: 0,
         cgroup: cgroup::inode(cgroup)?,

@@ -13,6 +13,8 @@ use crate::privileges;
 pub enum Obstacle {
     /// The binary carries no eBPF object.
     NotEmbedded,
+    /// No route could use it when the ambassador began, and what it takes is given up since.
+    NotUsed,
     /// The process may not load programs, and nobody has left it any.
     NotPermitted(Vec<Capability>),
     /// The pod's cgroup cannot be found or opened.
@@ -34,6 +36,10 @@ impl fmt::Display for Obstacle {
                 "this binary was built without the eBPF object; \
                  build it with `cargo xtask build-ebpf` first",
             ),
+            Self::NotUsed => f.write_str(
+                "none of the routes that the ambassador began with could use it, and it has given up what \
+                 it takes: restart it",
+            ),
             Self::NotPermitted(missing) => {
                 let missing: Vec<_> = missing.iter().map(Capability::to_string).collect();
                 // Kubernetes leaves out what the kernel begins each name with.
@@ -43,7 +49,7 @@ impl fmt::Display for Obstacle {
                     f,
                     "not permitted to load programs; grant {} (in a Pod: securityContext with runAsUser: 0 \
                      and capabilities.add: [{}]), or let `ambassador load` do it in an init container",
-                    missing.join(" and "),
+                    listed(&missing),
                     of_pod.join(", ")
                 )
             }
@@ -62,6 +68,27 @@ impl fmt::Display for Obstacle {
 }
 
 impl std::error::Error for Obstacle {}
+
+impl Obstacle {
+    /// The same of `sockmap`, which takes one capability more.
+    #[must_use]
+    pub fn of_sockmap(&self) -> String {
+        match self {
+            Self::NotPermitted(missing) if !may_trace() => {
+                Self::NotPermitted([&missing[..], &[privileges::TO_TRACE]].concat()).to_string()
+            }
+            _ => self.to_string(),
+        }
+    }
+}
+
+/// As people list things.
+fn listed(names: &[String]) -> String {
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
 
 /// An error, without the pages that a verifier writes about a program that it rejects but for its reason.
 pub fn one_line(error: &anyhow::Error) -> String {
@@ -107,6 +134,12 @@ fn has(capability: Capability) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_listed_as_people_do() {
+        let all = ["A", "B", "C"].map(str::to_owned);
+        assert_eq!([1, 2, 3].map(|many| listed(&all[..many])), ["A", "A and B", "A, B and C"]);
+    }
 
     #[test]
     fn of_a_verifier_s_log_the_reason_is_told() {

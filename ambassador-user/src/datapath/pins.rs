@@ -18,7 +18,7 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use aya::maps::{Map, MapData};
 
 use self::directory::Directory;
 use super::programs::{Links, Maps};
+use crate::privileges;
 
 /// In the directory of an instance.
 const LOCK: &str = "lock";
@@ -133,21 +134,34 @@ impl Pins {
 
     /// From now on they stay when this is dropped, however the process ends; in the place of these, if
     /// there were any.
-    pub fn outlive(&mut self, before: Option<Self>) -> Result<()> {
+    pub fn outlive(&mut self, mut before: Option<Self>) -> Result<()> {
         let Some(place) = self.provisional.clone() else { return Ok(()) };
-        let moved = match &before {
-            // Whoever looks finds the one or the other.
-            Some(_) => {
-                exchange(self.directory(), &place).context("which takes Linux 5.17 or later")
-            }
-            None => fs::rename(self.directory(), &place).map_err(anyhow::Error::new),
-        };
-        moved.with_context(|| format!("put what was loaded into {}", place.display()))?;
+        let put = || format!("put what was loaded into {}", place.display());
+        // Whoever looks finds the one or the other; on older kernels, for an instant, neither.
+        if before.is_none() || !exchange(self.directory(), &place).with_context(put)? {
+            before.take().map_or(Ok(()), Self::remove)?;
+            fs::rename(self.directory(), &place).with_context(put)?;
+        }
         self.provisional = None;
         let beside = std::mem::replace(&mut self.directory.path, place);
-        let Some(mut before) = before else { return Ok(()) };
-        before.directory.path = beside;
-        before.remove()
+        if let Some(mut before) = before {
+            before.directory.path = beside;
+            // What has taken its place is in force all the same.
+            if let Err(error) = before.remove() {
+                tracing::warn!("something of what was pinned before is left: {error:#}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this process can replace them without privileges too.
+    pub fn are_ours_to_replace(&self) -> bool {
+        let of_all = self.directory().parent().map(fs::metadata);
+        let (Ok(own), Some(Ok(of_all))) = (fs::metadata(self.directory()), of_all) else {
+            return false;
+        };
+        let user = privileges::effective_user();
+        own.uid() == user || own.gid() == privileges::effective_group() && of_all.uid() == user
     }
 
     /// Detaches and removes all; connections that are open stay.
@@ -284,8 +298,8 @@ fn open(pin: &Path) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(opened) })
 }
 
-/// Has each of two directories take the place of the other.
-fn exchange(one: &Path, other: &Path) -> Result<()> {
+/// Has each of two directories take the place of the other; says whether this kernel can (Linux 5.17).
+fn exchange(one: &Path, other: &Path) -> Result<bool> {
     let name = |path: &Path| CString::new(path.as_os_str().as_bytes()).context("name a directory");
     let (one, other) = (name(one)?, name(other)?);
     // SAFETY: both names live until the call returns.
@@ -298,8 +312,9 @@ fn exchange(one: &Path, other: &Path) -> Result<()> {
             libc::RENAME_EXCHANGE,
         )
     };
-    if failed != 0 {
-        return Err(io::Error::last_os_error().into());
+    if failed == 0 {
+        return Ok(true);
     }
-    Ok(())
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EINVAL) { Ok(false) } else { Err(error.into()) }
 }

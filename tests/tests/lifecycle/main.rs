@@ -17,7 +17,9 @@ use ambassador_tests::place::{BPFFS, Place};
 use ambassador_tests::process::{Finished, Process, run};
 use ambassador_tests::wait::{SOON, until, until_true};
 
+mod doctor;
 mod loaded;
+mod replaced;
 
 const INSTANCE: &str = "lifecycle";
 const USER: u32 = 65_532;

@@ -33,7 +33,7 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn new(maps: &mut Maps, cgroup: &Path, clock: Clock) -> Result<Self> {
         let (mut tables, ends) = Tables::new(maps)?;
-        tables.found(kernel::settings(cgroup, false)?)?;
+        tables.found(kernel::settings(cgroup)?)?;
         let (routed, upstream) = (listen(Ipv4Addr::LOCALHOST)?, listen(Ipv4Addr::LOCALHOST)?);
         let routed6 = listen(Ipv6Addr::LOCALHOST).ok();
         let mut listeners = vec![(routed.local_addr()?, 0)];
