@@ -228,6 +228,12 @@ impl Ambassador {
         serde_json::from_str(&told).context("parse the status")
     }
 
+    /// What `connections --json` says of each.
+    pub fn connections(&self) -> Result<Vec<Value>> {
+        let told = self.command(&["connections", "--json"])?.success()?;
+        told.lines().map(|line| serde_json::from_str(line).context("parse a connection")).collect()
+    }
+
     /// Waits until its admin port answers `path` with this status.
     pub fn until_answers(&self, path: &str, status: u16) -> Result<()> {
         until_true(&format!("{path} to answer {status}"), || Ok(self.get(path)?.status == status))

@@ -210,7 +210,7 @@ upstreams: {{ u: {{ endpoints: ['{server}'] }} }}
 
     /// Expects of its ambassador, if there is one, to say that it has carried just these connections, by
     /// the tier that the way is, that all ended in order, and that nothing is left open. On sockmap, clients
-    /// that said it all in one piece were relayed.
+    /// that said it all in one piece were relayed: that not all of them did is for [`Self::had_shortcuts`].
     pub fn has_carried(&self, connections: u64, bytes: Option<Bytes>) -> Result<()> {
         let Some(ambassador) = &self.ambassador else { return Ok(()) };
         let tier = self.way.to_string();
@@ -253,6 +253,21 @@ upstreams: {{ u: {{ endpoints: ['{server}'] }} }}
         let expected = bytes.unwrap_or(carried);
         ensure!(carried == expected, "{carried:?} by {tier} where {expected:?} should be");
         Ok(())
+    }
+
+    /// Where the way leads through `sockmap`, expects that so many connections at least have ended that had
+    /// a shortcut. It takes clients that go on after their first piece.
+    pub fn had_shortcuts(&self, at_least: u64) -> Result<()> {
+        let (Way::Sockmap | Way::Vouched, Some(ambassador)) = (self.way, &self.ambassador) else {
+            return Ok(());
+        };
+        let had = || {
+            let ended = ambassador.metrics()?;
+            let ended = ended.sum("ambassador_connections_total", &[("tier", "sockmap")]);
+            anyhow::Ok(ended.unwrap_or(0.0) as u64)
+        };
+        until_true("the end of connections with a shortcut", || Ok(had()? >= at_least))
+            .with_context(|| format!("{:?} had one, and {at_least} should have", had()))
     }
 
     /// A client, of the kind that the way is for: on sockmap a non-blocking one. What sockmap is for

@@ -79,6 +79,8 @@ fn threads_that_block_are_served() -> Result<()> {
         )?;
         ensure!(sales == "1600\t1600\t16\t3200000\n", "by {way}: the sales are {sales}");
         road.has_carried(made, None)?;
+        // Of the sixteen that insert, a hundred times each, half.
+        road.had_shortcuts(16 / 2).with_context(|| format!("by {way}"))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use ambassador_tests::address::{Address, Family};
 use ambassador_tests::peer::{Listener, Peer, turn_on};
 use ambassador_tests::place::Place;
 use ambassador_tests::readiness::Readiness;
-use ambassador_tests::wait::SOON;
+use ambassador_tests::wait::{SOON, until};
 use ambassador_tests::way::{Way, Wire};
 use ambassador_tests::{on_every_way, skip};
 use anyhow::{Context, Result, bail, ensure};
@@ -75,6 +75,19 @@ fn reaches_the_server(wire: &Wire, socket: Socket) -> Result<()> {
     server.hear_end()
 }
 
+/// Expects that the hooks have left the wire's only connection to the listener, where there are hooks.
+fn is_left_to_the_listener(wire: &Wire) -> Result<()> {
+    let (Way::Direct, Some(ambassador)) = (wire.road.way, &wire.road.ambassador) else {
+        return Ok(());
+    };
+    let told = until("word of the connection", SOON, || {
+        let told = ambassador.connections()?;
+        Ok((!told.is_empty()).then_some(told))
+    })?;
+    ensure!(told.len() == 1 && told[0]["tier"] != "direct", "{told:?}");
+    Ok(())
+}
+
 /// Whether the app's own connection ends at the server, so that it is told what the server says of it.
 fn is_native(wire: &Wire) -> bool {
     matches!(wire.road.way, Way::Unproxied | Way::Direct)
@@ -127,6 +140,7 @@ fn bound_source_is_kept(wire: &Wire) -> Result<()> {
     socket.connect(&target(wire)?).context("connect from a bound source")?;
     ensure!(socket.local_addr().context("ask for the source")? == source);
     is_named(&socket, &wire.road.address)?;
+    is_left_to_the_listener(wire)?;
     reaches_the_server(wire, socket)
 }
 
@@ -134,6 +148,7 @@ fn bound_device_is_kept(wire: &Wire) -> Result<()> {
     let socket = socket(wire)?;
     socket.bind_device(Some(b"lo")).context("bind to the loopback device")?;
     socket.connect(&target(wire)?).context("connect by a bound device")?;
+    is_left_to_the_listener(wire)?;
     reaches_the_server(wire, socket)
 }
 
@@ -143,6 +158,7 @@ fn multipath_socket_connects(wire: &Wire) -> Result<()> {
         Err(error) => skip!("Multipath TCP cannot be had here: {error}"),
     };
     socket.connect(&target(wire)?).context("connect a multipath socket")?;
+    is_left_to_the_listener(wire)?;
     reaches_the_server(wire, socket)
 }
 

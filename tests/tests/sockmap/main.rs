@@ -13,9 +13,9 @@ use ambassador::datapath::sockmap::Enrol;
 use ambassador_tests::address::Family;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::peer::Peer;
+use ambassador_tests::skip;
 use ambassador_tests::wait::{SOON, until, until_true};
 use ambassador_tests::way::{Way, Wire};
-use ambassador_tests::{needs, skip};
 use anyhow::{Context, Result, ensure};
 
 use tier::{Blocking, Tier};
@@ -42,6 +42,7 @@ macro_rules! tier {
     }};
 }
 
+mod inflight;
 mod ktls;
 mod lowered;
 mod prospect;
@@ -350,29 +351,6 @@ fn route_may_be_limited_to_another_tier_in_mid_stream() -> Result<()> {
         let records = ambassador.access_records("tier", "sockmap")?;
         Ok(records.iter().any(|record| record["bytes_up"] == LENGTH))
     })
-}
-
-#[test]
-fn bytes_in_flight_are_a_metric() -> Result<()> {
-    needs!(Sockmap);
-    let wire = Wire::new(Way::Sockmap, Family::Tcp)?;
-    let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
-    let in_flight = || {
-        let bytes = ambassador.metrics()?.sum("ambassador_inflight_bytes", &[("route", "road")]);
-        bytes.context("find the metric")
-    };
-    ensure!(in_flight()? == 0.0, "something is in flight without a connection");
-    let (client, server) = wire.pair()?;
-    let taken = client.say_until_held_back(&mut Noise::new(10))?;
-    let stalled = in_flight()?;
-    ensure!(stalled > 0.0 && stalled <= f64::from(BYTES), "{stalled} bytes are in flight");
-    server.hear_noise(&mut Noise::new(10), taken)?;
-    until_true("nothing to be in flight", || Ok(in_flight()? == 0.0))?;
-    // What is in flight when a connection ends is nobody's any more.
-    client.say_until_held_back(&mut Noise::new(11))?;
-    ensure!(in_flight()? > 0.0);
-    client.reset()?;
-    until_true("nothing to be in flight", || Ok(in_flight()? == 0.0))
 }
 
 /// Bytes that wait to be read.

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::scope;
 
 use ambassador_tests::address::Family;
+use ambassador_tests::ambassador::Ambassador;
 use ambassador_tests::conversation::Plan;
 use ambassador_tests::needs;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::wait::until_true;
 use ambassador_tests::way::{Way, Wire};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{Torture, alone};
 
@@ -53,6 +54,13 @@ fn survives_the_kill_switch(way: Way) -> Result<()> {
     let wire = Wire::new(way, Family::Tcp)?;
     let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
     let mut torture = Torture::new()?;
+    // It takes the way for certain, because the switch has not been thrown yet, and keeps it.
+    let client = wire.road.address.connect_without_blocking()?;
+    let server = wire.listener.accept()?;
+    for _ in 0..3 {
+        client.say(b"before")?;
+        ensure!(server.hear(6)? == b"before");
+    }
     let (thrown, over) = (AtomicU32::new(0), AtomicBool::new(false));
     scope(|scope| {
         let throwing = scope.spawn(|| -> Result<()> {
@@ -75,6 +83,12 @@ fn survives_the_kill_switch(way: Way) -> Result<()> {
         throwing.join().expect("the switch does not panic")?;
         conversed
     })?;
+    client.say(b"after")?;
+    client.finish()?;
+    ensure!(server.hear_to_end()? == b"after");
+    drop(server);
+    client.hear_end()?;
+    wire.road.had_shortcuts(1)?;
     torture.kernel.is_unharmed()
 }
 
@@ -115,9 +129,20 @@ fn cut_with_resets(way: Way) -> Result<()> {
     let (client, server) = wire.pair()?;
     client.finish()?;
     server.hear_end()?;
-    torture.round(&wire, Plan::until_cut, || ambassador.process.signal(libc::SIGTERM))?;
+    torture.round(&wire, Plan::until_cut, || {
+        // They go on until they are cut, whatever is found.
+        let found = if way == Way::Sockmap { has_a_shortcut(&ambassador) } else { Ok(()) };
+        ambassador.process.signal(libc::SIGTERM).and(found)
+    })?;
     client.hear_reset().context("a client that has finished")?;
     server.notice_failure().context("the server of a client that has finished")?;
     ambassador.ends_with(1)?;
     torture.kernel.is_unharmed()
+}
+
+/// Waits until one of its connections has one.
+fn has_a_shortcut(ambassador: &Ambassador) -> Result<()> {
+    until_true("a connection by sockmap", || {
+        Ok(ambassador.connections()?.iter().any(|connection| connection["tier"] == "sockmap"))
+    })
 }

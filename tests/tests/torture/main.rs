@@ -34,6 +34,7 @@ fn every_byte_survives(wire: &Wire) -> Result<()> {
     if wire.road.way == Way::Auto {
         took_what_it_said(wire)?;
     }
+    wire.road.had_shortcuts(1)?;
     torture.kernel.is_unharmed()
 }
 

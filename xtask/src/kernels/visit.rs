@@ -43,8 +43,8 @@ impl Visit {
             Some((_, warnings)) => visit.wrong.push(format!("the kernel warned:\n{warnings}")),
         }
         let doctor = doctor(&sections, "doctor")?;
-        if let (true, Some(obstacle)) = (doctor.ebpf.embedded, doctor.ebpf.obstacle) {
-            visit.wrong.push(format!("the eBPF object does not load: {obstacle}"));
+        if doctor.ebpf.embedded {
+            visit.wrong.extend(doctor.fails());
         }
         Ok(visit)
     }
@@ -143,6 +143,22 @@ struct Check {
     detail: Option<String>,
 }
 
+impl Doctor {
+    /// What a tier of the kernel lacks, where privileges do not.
+    fn fails(self) -> Vec<String> {
+        if let Some(obstacle) = self.ebpf.obstacle {
+            return vec![format!("the eBPF object does not load: {obstacle}")];
+        }
+        let works = |tier: &str| self.tiers.iter().any(|it| it.tier == tier && it.works);
+        let reason = |tier: &str| {
+            let told = self.tiers.iter().find(|it| it.tier == tier);
+            told.and_then(|it| it.reason.as_deref()).unwrap_or("not told of")
+        };
+        let missing = ["direct", "sockmap"].into_iter().filter(|tier| !works(tier));
+        missing.map(|tier| format!("`{tier}` does not work: {}", reason(tier))).collect()
+    }
+}
+
 fn doctor(sections: &Sections, name: &str) -> Result<Doctor> {
     let (code, text) = sections.get(name).with_context(|| format!("find what {name} said"))?;
     ensure!(*code == 0, "{name} ended with {code}: {text}");
@@ -189,10 +205,19 @@ mod tests {
             {"tier":"sockmap","works":true,"reason":null,"note":"noticed"}],
         "checks":[{"tier":"direct","check":"rewrites","passed":false,"detail":"EPERM"}]}"#;
 
+    /// What it says where the verifier refuses none of the programs.
+    fn working() -> String {
+        DOCTOR.replace(r#""works":false,"reason":"too old""#, r#""works":true,"reason":null"#)
+    }
+
     fn told(torture: i32, warning: &str) -> String {
+        told_by(&working(), torture, warning)
+    }
+
+    fn told_by(doctor: &str, torture: i32, warning: &str) -> String {
         format!(
             "@begin kernel\n6.1.0-56-cloud-amd64 #1 SMP Debian 6.1.192-2 (2026-11-16)\n\n@end 0\n\
-             @begin doctor\n{DOCTOR}\n@end 0\n\
+             @begin doctor\n{doctor}\n@end 0\n\
              @begin torture\ntest tcp::b ... FAILED\ntest tcp::a ... ok\ntest tcp::c ... ok\n@end {torture}\n\
              @begin skips\nt::tcp::c\tneeds root\n\n@end 0\n@begin warnings\n{warning}@end 0\n"
         )
@@ -200,8 +225,8 @@ mod tests {
 
     #[test]
     fn every_tier_and_check_is_a_finding_with_its_reason() -> Result<()> {
-        let visit = Visit::to_a_machine(&told(0, ""), Ok(()))?;
-        assert_eq!(visit.kernel, "6.1.192");
+        let visit = Visit::here(&told_by(DOCTOR, 0, ""))?;
+        assert_eq!(visit.kernel, "6.1.192 (here)");
         let found: Vec<_> = visit
             .findings
             .iter()
@@ -219,6 +244,17 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(visit.wrong.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_tier_of_the_kernel_that_does_not_work_is_wrong_in_a_machine_and_not_here() -> Result<()> {
+        let lacking = told_by(DOCTOR, 0, "");
+        let visit = Visit::to_a_machine(&lacking, Ok(()))?;
+        assert_eq!(visit.wrong, ["`direct` does not work: too old"]);
+        assert!(Visit::here(&lacking)?.wrong.is_empty());
+        let visit = Visit::to_a_machine(&told(0, ""), Ok(()))?;
+        assert!(visit.wrong.is_empty(), "{:?}", visit.wrong);
         Ok(())
     }
 

@@ -1,0 +1,62 @@
+//! What a connection may have under way in the kernel is told, and bounded as configured.
+
+use ambassador_tests::address::Family;
+use ambassador_tests::needs;
+use ambassador_tests::noise::Noise;
+use ambassador_tests::wait::until_true;
+use ambassador_tests::way::{Way, Wire};
+use anyhow::{Context, Result, ensure};
+
+use crate::BYTES;
+
+#[test]
+fn bytes_in_flight_are_a_metric() -> Result<()> {
+    needs!(Sockmap);
+    let wire = Wire::new(Way::Sockmap, Family::Tcp)?;
+    let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
+    let in_flight = || {
+        let bytes = ambassador.metrics()?.sum("ambassador_inflight_bytes", &[("route", "road")]);
+        bytes.context("find the metric")
+    };
+    ensure!(in_flight()? == 0.0, "something is in flight without a connection");
+    let (client, server) = wire.pair()?;
+    let taken = client.say_until_held_back(&mut Noise::new(10))?;
+    let stalled = in_flight()?;
+    ensure!(stalled > 0.0 && stalled <= f64::from(BYTES), "{stalled} bytes are in flight");
+    server.hear_noise(&mut Noise::new(10), taken)?;
+    until_true("nothing to be in flight", || Ok(in_flight()? == 0.0))?;
+    // What is in flight when a connection ends is nobody's any more.
+    client.say_until_held_back(&mut Noise::new(11))?;
+    ensure!(in_flight()? > 0.0);
+    client.reset()?;
+    until_true("nothing to be in flight", || Ok(in_flight()? == 0.0))
+}
+
+/// The kernel half reads the bound where the metric does; that it obeys is shown by those above.
+#[test]
+fn bytes_in_flight_are_bounded_as_configured() -> Result<()> {
+    needs!(Sockmap);
+    const LEAST: f64 = 65_536.0;
+    let configured = stalls_with(&[("--inflight-bytes", "65536")])?;
+    ensure!(configured > 0.0 && configured <= LEAST, "{configured} bytes are in flight");
+    let unconfigured = stalls_with(&[])?;
+    ensure!(unconfigured > LEAST, "{unconfigured} bytes are in flight where more may be");
+    Ok(())
+}
+
+/// How many bytes are in flight to a server that does not read, through an ambassador with these flags.
+fn stalls_with(flags: &[(&str, &str)]) -> Result<f64> {
+    let wire = Wire::with(Way::Sockmap, flags)?;
+    let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
+    let (client, server) = wire.pair()?;
+    // Until it has a shortcut, and the relay owes it nothing.
+    for _ in 0..9 {
+        client.say(b"hello")?;
+        ensure!(server.hear(5)? == b"hello");
+        server.say(b"there")?;
+        ensure!(client.hear(5)? == b"there");
+    }
+    client.say_until_held_back(&mut Noise::new(13))?;
+    let bytes = ambassador.metrics()?.sum("ambassador_inflight_bytes", &[("route", "road")]);
+    bytes.context("find the metric")
+}
