@@ -20,7 +20,8 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6,
 };
 use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skc_to_tcp6_sock,
+    bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skc_to_tcp_sock,
+    bpf_skc_to_tcp6_sock,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -34,12 +35,15 @@ use crate::maps::{CARRIED, LISTENERS, MISSES, REDIRECTED, ROUTES, SETTINGS, TABL
 const GO_ON: i32 = 1;
 
 const SOCK_STREAM: u32 = 1;
-/// MPTCP is another protocol: its subflows would not be seen here, so user space carries it.
 const IPPROTO_TCP: u32 = 6;
 
 /// See [`ambassador_ebpf::direct::IPV6ONLY_BIT`].
 #[unsafe(no_mangle)]
 static IPV6ONLY_BIT: u32 = 0;
+
+/// See [`ambassador_ebpf::direct::MULTIPATH`].
+#[unsafe(no_mangle)]
+static MULTIPATH: u32 = 0;
 
 /// Why a connection is left as it is.
 enum Miss {
@@ -143,6 +147,9 @@ fn redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<&Add
 fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<&Address, Miss> {
     // SAFETY: an element that is deleted is not used again while a hook may read it.
     let route = unsafe { LISTENERS.get(original) }.ok_or(Miss::NotOurs)?;
+    if is_multipath(ctx) {
+        return Err(Miss::NotOurs);
+    }
     let settings = SETTINGS.get(0).ok_or(Miss::NotOurs)?;
     let now = clock::now();
     // SAFETY: the context is the kernel's own.
@@ -286,6 +293,27 @@ fn is_bound(ctx: &SockAddrContext, ipv6: bool) -> bool {
     // SAFETY: the socket of the context lives as long as the program runs.
     let bpf_sock { bound_dev_if, src_ip4, src_ip6: [a, b, c, d], .. } = *unsafe { &*socket(ctx) };
     bound_dev_if != 0 || if ipv6 { a | b | c | d != 0 } else { src_ip4 != 0 }
+}
+
+/// Whether this is the first subflow of an MPTCP socket. The app has that, whose getpeername(2) no hook sees, and
+/// which may get subflows that none sees either: user space carries it.
+#[inline(always)]
+fn is_multipath(ctx: &SockAddrContext) -> bool {
+    // SAFETY: read as a variable, because user space sets it while loading.
+    let offset = unsafe { core::ptr::read_volatile(&raw const MULTIPATH) };
+    if offset == 0 {
+        return false;
+    }
+    // SAFETY: the socket of the context lives as long as the program runs. With the offset unknown the
+    // verifier sees that this is never called: it takes CAP_PERFMON.
+    let sk = unsafe { bpf_skc_to_tcp_sock(socket(ctx).cast()) };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: the verifier checks the offset.
+    let byte = unsafe { sk.cast::<u8>().add(offset as usize) };
+    // SAFETY: see above.
+    unsafe { *byte != 0 }
 }
 
 /// Whether this IPv6 socket can be connected to an IPv4 address.

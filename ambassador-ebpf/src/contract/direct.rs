@@ -47,6 +47,10 @@ pub const IPV6ONLY_BIT: &str = "IPV6ONLY_BIT";
 /// unknown or may not be read.
 pub const SOCKET_ERROR: &str = "SOCKET_ERROR";
 
+/// A read-only variable: where `is_mptcp` lies, in bytes from the start of a `struct tcp_sock`; 0 if that is
+/// unknown or may not be read.
+pub const MULTIPATH: &str = "MULTIPATH";
+
 /// In `ROUTES`: the route is not in force, and its connections stay with user space.
 pub const NO_TABLE: u32 = u32::MAX;
 /// Most routes.

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use ambassador_ebpf::direct::{
     CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6, IPV6ONLY_BIT, LIFECYCLE, MOST_ROUTES,
-    SOCKET_ERROR, TABLES,
+    MULTIPATH, SOCKET_ERROR, TABLES,
 };
 use ambassador_ebpf::sockmap::{
     self, CLIENT_SOCKETS, ENROL, SOCKET_LAYOUT, SocketLayout, Tuple, UPLINK,
@@ -54,18 +54,19 @@ impl Programs {
         let layout = obstacle::may_trace()
             .then(layout::of_this_kernel)
             .unwrap_or_else(|| bail!("not permitted to read sockets; grant CAP_PERFMON"));
-        // Without these two a connection from IPv6 to IPv4 is left to user space, and a reset may be either
-        // side's, which is no reason to fail.
-        let (layout, ipv6only_bit, socket_error) = match layout {
-            Ok(Layout { sockets, ipv6only_bit, socket_error }) => {
-                (sockets, ipv6only_bit.unwrap_or(0), socket_error.unwrap_or(0))
+        // Without these a connection from IPv6 to IPv4 is left to user space, a reset may be either side's, and
+        // an MPTCP socket shows where it was led: no reasons to fail.
+        let (layout, [ipv6only_bit, socket_error, multipath]) = match layout {
+            Ok(Layout { sockets, ipv6only_bit, socket_error, multipath }) => {
+                (sockets, [ipv6only_bit, socket_error, multipath].map(|it| it.unwrap_or(0)))
             }
-            Err(error) => (Err(error), 0, 0),
+            Err(error) => (Err(error), [0; 3]),
         };
         let known = *layout.as_ref().unwrap_or(&SocketLayout::default());
         let mut kernel = loader()?
             .override_global(IPV6ONLY_BIT, &ipv6only_bit, true)
             .override_global(SOCKET_ERROR, &socket_error, true)
+            .override_global(MULTIPATH, &multipath, true)
             .map_max_entries(TABLES, 2 * routes.clamp(1, MOST_ROUTES))
             .override_global(SOCKET_LAYOUT, &known, true)
             .load(object.bytes)

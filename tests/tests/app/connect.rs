@@ -158,6 +158,7 @@ fn multipath_socket_connects(wire: &Wire) -> Result<()> {
         Err(error) => skip!("Multipath TCP cannot be had here: {error}"),
     };
     socket.connect(&target(wire)?).context("connect a multipath socket")?;
+    is_named(&socket, &wire.road.address)?;
     is_left_to_the_listener(wire)?;
     reaches_the_server(wire, socket)
 }

@@ -33,6 +33,8 @@ pub struct Layout {
     pub ipv6only_bit: Result<u32>,
     /// Where `sk_err` lies, in bytes from the start of a TCP socket.
     pub socket_error: Result<u32>,
+    /// Where `is_mptcp` lies, the same.
+    pub multipath: Result<u32>,
 }
 
 /// The layout of the running kernel. Its description is several megabytes, so it is read once for both.
@@ -49,7 +51,13 @@ pub fn of_this_kernel() -> Result<Layout> {
     };
     let btf = Btf::parse(bytes).with_context(|| format!("read {VMLINUX}"))?;
     let sockets = sockets(&btf).with_context(|| format!("find the layout of sockets in {VMLINUX}"));
-    Ok(Layout { sockets, ipv6only_bit: ipv6only_bit(&btf), socket_error: socket_error(&btf) })
+    let of_tcp = |path: &[&str]| Ok(u32::try_from(btf.offset("tcp_sock", path)?)?);
+    Ok(Layout {
+        sockets,
+        ipv6only_bit: ipv6only_bit(&btf),
+        socket_error: of_tcp(&["inet_conn", "icsk_inet", "sk", "sk_err"]),
+        multipath: of_tcp(&["is_mptcp"]),
+    })
 }
 
 fn mapped() -> io::Result<Mmap> {
@@ -66,11 +74,6 @@ fn ipv6only_bit(btf: &Btf<'_>) -> Result<u32> {
     let bit = u32::try_from(bit).context("find skc_ipv6only")?;
     // Where the first byte of a word is its highest, so is the first bit of a byte.
     Ok(if cfg!(target_endian = "big") { bit / 8 * 8 + (7 - bit % 8) } else { bit })
-}
-
-fn socket_error(btf: &Btf<'_>) -> Result<u32> {
-    let path = ["inet_conn", "icsk_inet", "sk", "sk_err"];
-    u32::try_from(btf.offset("tcp_sock", &path)?).context("find sk_err")
 }
 
 fn sockets(btf: &Btf<'_>) -> Result<SocketLayout> {
