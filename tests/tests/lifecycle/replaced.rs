@@ -24,11 +24,7 @@ fn what_another_version_left_is_replaced_by_who_may_and_refused_by_others() -> R
 
     is_refused(scene.launch()?.by_user(USER)?, "was pinned by another version")?;
     let ambassador = scene.launch()?.start()?;
-    let _client = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
-    ambassador.end()?;
-    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
-    Ok(())
+    serves_and_leaves_nothing(&scene, ambassador)
 }
 
 #[test]
@@ -52,11 +48,7 @@ fn what_another_version_left_stays_in_force_until_it_is_replaced() -> Result<()>
 
     let ambassador = scene.launch()?.start()?;
     ensure!(scene.pinned()? == pinned, "{:?} is not {pinned:?}", scene.pinned()?);
-    let _client = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
-    ambassador.end()?;
-    ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
-    Ok(())
+    serves_and_leaves_nothing(&scene, ambassador)
 }
 
 #[test]
@@ -78,6 +70,10 @@ fn what_another_build_left_is_replaced_by_who_may_and_told_of_by_others() -> Res
 
     let ambassador = scene.launch()?.start()?;
     ensure!(!told(&ambassador, "taking over")?, "{:?}", ambassador.log()?);
+    serves_and_leaves_nothing(&scene, ambassador)
+}
+
+fn serves_and_leaves_nothing(scene: &Scene, ambassador: Ambassador) -> Result<()> {
     let _client = scene.connect()?;
     ensure!(tiers(&ambassador)? == ["direct"]);
     ambassador.end()?;
