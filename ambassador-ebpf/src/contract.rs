@@ -12,7 +12,7 @@ pub mod sockmap;
 
 /// Grows with every change of what a map means, so that no half takes up with a half that reads it
 /// differently: maps that are pinned outlive the program that made them.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// A TCP address. IPv4 in its v4-mapped form.
 ///

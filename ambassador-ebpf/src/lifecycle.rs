@@ -40,6 +40,11 @@ static SOCKET_ERROR: u32 = 0;
 /// The same on all architectures that there are programs for.
 const ECONNABORTED: u32 = 103;
 
+/// The states that a connection is counted in ([`Flow::counted`]).
+const OF_ADDRESS: u32 = 1;
+const OF_ROUTE: u32 = 2;
+const EVERYWHERE: u32 = OF_ADDRESS | OF_ROUTE;
+
 /// What the kernel expects of a sock_ops program that has no reply to give.
 const OK: u32 = 1;
 
@@ -71,8 +76,7 @@ fn begin(ctx: &SockOpsContext) -> Option<()> {
     let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG;
     // Without its end it must not be counted as open.
     ctx.set_cb_flags(flags.cast_signed()).ok()?;
-    flow.counted = 1;
-    count(flow, 1, 1);
+    flow.counted = count(flow, EVERYWHERE, 1, 1);
     Some(())
 }
 
@@ -80,9 +84,7 @@ fn begin(ctx: &SockOpsContext) -> Option<()> {
 fn establish(ctx: &SockOpsContext) -> Option<()> {
     let flow = flow(ctx)?;
     flow.established = now();
-    if flow.counted == 1 {
-        count(flow, 0, -1);
-    }
+    count(flow, flow.counted, 0, -1);
     flow.local = local(ctx)?;
     if let Some(target) = TARGETS.get_ptr_mut(flow.key) {
         clear(target);
@@ -121,8 +123,8 @@ fn end(ctx: &SockOpsContext, from: u32) -> Option<()> {
     if flow.counted == 0 {
         return None;
     }
+    count(flow, flow.counted, -1, if flow.established == 0 { -1 } else { 0 });
     flow.counted = 0;
-    count(flow, -1, if flow.established == 0 { -1 } else { 0 });
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let _: Result<(), i32> = OPEN.remove(cookie);
@@ -258,18 +260,24 @@ fn clear(target: *mut Target) {
     }
 }
 
-/// Counts a connection, for its address and for its route.
+/// Counts a connection in these of the states that there are, and says in which: one that has been given up
+/// and is made anew meanwhile must not lose a connection that it never had.
 #[inline(always)]
-fn count(flow: &Flow, active: i64, pending: i64) {
-    for key in [flow.key, TargetKey::of_route(flow.key.route)] {
-        if let Some(target) = TARGETS.get_ptr_mut(key) {
+fn count(flow: &Flow, states: u32, active: i64, pending: i64) -> u32 {
+    let mut counted = 0;
+    for (bit, key) in [(OF_ADDRESS, flow.key), (OF_ROUTE, TargetKey::of_route(flow.key.route))] {
+        if states & bit != 0
+            && let Some(target) = TARGETS.get_ptr_mut(key)
+        {
             let target: *mut Target = target;
+            counted |= bit;
             // SAFETY: a field of a live element.
             counter::add(unsafe { &raw mut (*target).active }, active);
             // SAFETY: see above.
             counter::add(unsafe { &raw mut (*target).pending }, pending);
         }
     }
+    counted
 }
 
 /// The app's end of the connection.

@@ -100,10 +100,12 @@ fn open_kernel(config: &Config, metrics: &Metrics) -> Result<Kernel, Obstacle> {
     }
     let routes = u32::try_from(config.routes.len()).unwrap_or(u32::MAX);
     let tried = |found: &Found| metrics.self_test(found);
-    Kernel::open(&config.acceleration, routes, tried).inspect_err(|obstacle| {
-        // Nobody should have to ask whether this is the fast way, and why not.
-        info!("the kernel tiers are not used: {obstacle}");
-    })
+    // Nobody should have to ask whether this is the fast way, and why not.
+    let kernel = Kernel::open(&config.acceleration, routes, tried)
+        .inspect_err(|obstacle| info!("the kernel tiers are not used: {obstacle}"))?;
+    kernel.no_direct.iter().for_each(|why| info!("direct is not used: {why}"));
+    kernel.sockmap.as_ref().err().into_iter().for_each(|why| info!("sockmap is not used: {why}"));
+    Ok(kernel)
 }
 
 /// Whoever ends connections that the kernel has made, if a route wants that; or why there is nobody.
@@ -123,6 +125,7 @@ fn start_destroyer(config: &Config, kernel: bool) -> Result<Destroyer, String> {
 fn kernel_tiers(kernel: &Result<Kernel, Obstacle>) -> Ladder {
     match kernel {
         Ok(kernel) => Ladder {
+            no_direct: kernel.no_direct.clone(),
             no_sockmap: kernel.sockmap.as_ref().err().cloned(),
             no_sockmap_unasked: kernel.sockmap_is_noticed.then(|| SOCKMAP_IS_NOTICED.to_owned()),
             ..Ladder::default()

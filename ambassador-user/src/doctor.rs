@@ -84,7 +84,8 @@ impl Report {
         let found = kernel::examine(cgroup);
         let ladder = Ladder::probe(kernel_tiers(&found));
         let obstacle = found.as_ref().err().map(ToString::to_string);
-        let checks = |found: Found| (found.direct, found.sockmap.unwrap_or_default());
+        let checks =
+            |found: Found| (found.direct.unwrap_or_default(), found.sockmap.unwrap_or_default());
         let (direct, sockmap) = found.map(checks).unwrap_or_default();
         let of = |tier: Tier| {
             move |Check { name, failure }| Tried {

@@ -152,9 +152,8 @@ impl Metrics {
 
     /// Shows what was found when the kernel tiers were tried.
     pub fn self_test(&self, found: &Found) {
-        let sockmap = found.sockmap.as_deref().unwrap_or_default();
-        for (tier, checks) in [(Tier::Direct, found.direct.as_slice()), (Tier::Sockmap, sockmap)] {
-            for check in checks {
+        for (tier, tried) in [(Tier::Direct, &found.direct), (Tier::Sockmap, &found.sockmap)] {
+            for check in tried.iter().flatten() {
                 let labels = vec![("tier", tier.to_string()), ("check", check.name.to_owned())];
                 let passed = check.failure.is_none();
                 self.selftest_result.get_or_create(&labels).set(passed.into());

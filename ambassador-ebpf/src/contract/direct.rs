@@ -97,9 +97,12 @@ pub struct Settings {
     /// [`crate::VERSION`].
     pub version: u32,
     /// Whether they outlive whoever runs them: they were loaded apart from it.
-    pub kept: u16,
+    pub kept: u8,
+    /// Whether the hooks on connect(2) are attached, and passed the self-test.
+    pub redirects: u8,
     /// Whether the self-test found that clients which `sockmap` enrols are told how many bytes wait to be read.
-    pub counts_waiting_bytes: u16,
+    pub counts_waiting_bytes: u8,
+    pub reserved: u8,
     /// The network namespace whose sockets are redirected.
     pub netns_cookie: u64,
     /// The boot-time clock's nanosecond from which on nothing is redirected any more, unless it is
@@ -211,7 +214,7 @@ pub struct Flow {
     pub received_before_fin: u64,
     /// The address that the app asked for.
     pub original: Address,
-    /// Whether it is counted as open.
+    /// In which states of targets it is counted as open, as bits: its address's, its route's.
     pub counted: u32,
     /// The app's own address.
     pub local: Address,

@@ -31,6 +31,8 @@ pub struct Kernel {
     pub ends: Ends,
     /// None of programs that another process loaded.
     pub messages: Option<Messages>,
+    /// Why nothing can be redirected.
+    pub no_direct: Option<String>,
     /// Or why there is none.
     pub sockmap: Result<Sockmap, String>,
     /// Whether non-blocking clients may notice that tier too, as far as is known.
@@ -77,7 +79,11 @@ impl Kernel {
         };
         let place = pins.directory().display().to_string();
         let adopted = match Adopted::from(&pins, acceleration) {
-            Ok(adopted) if adopted.is_of_this_build => {
+            // One that does not redirect may now, and has no connections that would go uncounted.
+            Ok(adopted)
+                if adopted.is_of_this_build
+                    && (adopted.no_direct().is_none() || may_load.is_err()) =>
+            {
                 info!("taking over the kernel half pinned at {place}");
                 return Ok(adopted.take_over(pins));
             }
@@ -100,8 +106,8 @@ impl Kernel {
             }
             (Err(obstacle), Some(adopted)) => {
                 warn!(
-                    "taking over the kernel half pinned at {place}, which is of another build; `ambassador \
-                     load` of this version replaces it (here: {obstacle})"
+                    "taking over the kernel half pinned at {place}, which is of another build, or without \
+                     `direct`; `ambassador load` of this version replaces it (here: {obstacle})"
                 );
                 Ok(adopted.take_over(pins))
             }
@@ -135,15 +141,17 @@ impl Kernel {
         let cgroup = cgroup::find(&acceleration.cgroup).map_err(Obstacle::NoCgroup)?;
         let instance = instance(acceleration)?;
         let room = routes.saturating_add(SPARE_ROUTES);
-        let mut attached = Attached::to(&cgroup, room).map_err(Obstacle::Refused)?;
+        let mut attached = Attached::to(&cgroup, room)?;
         let found = attached.examine(Extent::START).map_err(Obstacle::Refused)?;
         tried(&found);
-        if let Some(why) = found.no_direct() {
-            return Err(Obstacle::Fails(why));
+        match (found.no_direct(), found.no_sockmap()) {
+            (Some(direct), Some(sockmap)) => return Err(Obstacle::Fails { direct, sockmap }),
+            (Some(why), None) => attached.leave_out_direct(why),
+            (None, Some(why)) => attached.leave_out_sockmap(why),
+            (None, None) => {}
         }
-        match found.no_sockmap() {
-            Some(why) => attached.leave_out_sockmap(why),
-            None => known_bad::here().iter().for_each(|bug| warn!("sockmap: {bug}")),
+        if attached.programs.no_sockmap().is_none() {
+            known_bad::here().iter().for_each(|bug| warn!("sockmap: {bug}"));
         }
         let kernel = attached.serve(&instance, owner, lifetime, acceleration.inflight, &found);
         let kernel = kernel.map_err(|error| error.downcast().unwrap_or_else(Obstacle::Refused))?;
@@ -167,16 +175,27 @@ struct Attached<'a> {
 }
 
 impl<'a> Attached<'a> {
-    fn to(cgroup: &'a Path, routes: u32) -> Result<Self> {
-        let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
-        let mut programs = Programs::load(routes)?;
-        let links = programs.attach(&opened)?;
+    fn to(cgroup: &'a Path, routes: u32) -> Result<Self, Obstacle> {
+        let opened = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()));
+        let opened = opened.map_err(Obstacle::NoCgroup)?;
+        let mut programs = Programs::load(routes).map_err(Obstacle::Refused)?;
+        let links = programs.attach(&opened);
+        if let (Some(direct), Some(sockmap)) = (programs.no_direct(), programs.no_sockmap()) {
+            let (direct, sockmap) = (direct.to_owned(), sockmap.to_owned());
+            return Err(Obstacle::Fails { direct, sockmap });
+        }
         let maps = programs.maps();
         Ok(Self { cgroup, opened, programs, links, maps })
     }
 
     fn examine(&self, extent: Extent) -> Result<Found> {
-        selftest::run(&self.maps, self.programs.no_sockmap(), self.cgroup, extent)
+        let (no_direct, no_sockmap) = (self.programs.no_direct(), self.programs.no_sockmap());
+        selftest::run(&self.maps, no_direct, no_sockmap, self.cgroup, extent)
+    }
+
+    fn leave_out_direct(&mut self, why: String) {
+        self.programs.leave_out_direct(why);
+        self.links.leave_out_direct();
     }
 
     fn leave_out_sockmap(&mut self, why: String) {
@@ -205,6 +224,7 @@ impl<'a> Attached<'a> {
         let kept = lifetime == Lifetime::Unload;
         tables.found(Settings {
             kept: kept.into(),
+            redirects: found.no_direct().is_none().into(),
             counts_waiting_bytes: found.counts_waiting_bytes.into(),
             ..settings(cgroup)?
         })?;
@@ -216,12 +236,13 @@ impl<'a> Attached<'a> {
             Err(error) => {
                 info!("the kernel half ends with this process, however that ends: {error:#}");
                 // Attached again: what was pinned went with the pins.
-                Hold::Process { _links: programs.attach(&opened)? }
+                Hold::Process { _links: programs.attach(&opened) }
             }
         };
         info!(cgroup = %cgroup.display(), "the kernel half is attached");
         let sockmap_is_noticed = !found.counts_waiting_bytes;
-        Ok(Kernel { tables, ends, sockmap, sockmap_is_noticed, messages, hold })
+        let no_direct = found.no_direct();
+        Ok(Kernel { tables, ends, no_direct, sockmap, sockmap_is_noticed, messages, hold })
     }
 }
 
@@ -282,7 +303,7 @@ pub fn examine(choice: &Cgroup) -> Result<Found, Obstacle> {
         return examine_pins().unwrap_or(Err(obstacle));
     }
     let cgroup = cgroup::find(choice).map_err(Obstacle::NoCgroup)?;
-    let attached = Attached::to(&cgroup, 1).map_err(Obstacle::Refused)?;
+    let attached = Attached::to(&cgroup, 1)?;
     attached.examine(Extent::DOCTOR).map_err(Obstacle::Refused)
 }
 
@@ -302,8 +323,9 @@ fn examine_pins() -> Option<Result<Found, Obstacle>> {
     };
     let counts_waiting_bytes = pinned.counts_waiting_bytes();
     let adopted = || vec![Check { name: "what is pinned here can be taken over", failure: None }];
+    let direct = pinned.no_direct().map_or_else(|| Ok(adopted()), Err);
     let sockmap = pinned.sockmap.map(|_| adopted());
-    Some(Ok(Found { direct: adopted(), sockmap, counts_waiting_bytes }))
+    Some(Ok(Found { direct, sockmap, counts_waiting_bytes }))
 }
 
 /// Whether anything is pinned for this instance.
@@ -354,7 +376,9 @@ pub fn settings(cgroup: &Path) -> Result<Settings> {
     Ok(Settings {
         version: VERSION,
         kept: 0,
+        redirects: 0,
         counts_waiting_bytes: 0,
+        reserved: 0,
         netns_cookie: netns_cookie()?,
         fresh_until: 0,
         cgroup: cgroup::inode(cgroup)?,

@@ -25,8 +25,8 @@ pub enum Obstacle {
     NotPinned(anyhow::Error),
     /// The kernel, or what guards it, refused.
     Refused(anyhow::Error),
-    /// It does not do here what it has to.
-    Fails(String),
+    /// Neither tier does here what it has to, each for its reason.
+    Fails { direct: String, sockmap: String },
 }
 
 impl fmt::Display for Obstacle {
@@ -56,13 +56,8 @@ impl fmt::Display for Obstacle {
             Self::NoCgroup(error) | Self::NotOurs(error) | Self::NotPinned(error) => {
                 write!(f, "{error:#}")
             }
-            Self::Refused(error) => write!(
-                f,
-                "the kernel refused the programs, or a seccomp profile the system call (in a Pod: \
-                 securityContext with seccompProfile: {{ type: Unconfined }}): {}",
-                one_line(error)
-            ),
-            Self::Fails(why) => f.write_str(why),
+            Self::Refused(error) => f.write_str(&refused(error)),
+            Self::Fails { direct, .. } => f.write_str(direct),
         }
     }
 }
@@ -77,6 +72,7 @@ impl Obstacle {
             Self::NotPermitted(missing) if !may_trace() => {
                 Self::NotPermitted([&missing[..], &[privileges::TO_TRACE]].concat()).to_string()
             }
+            Self::Fails { sockmap, .. } => sockmap.clone(),
             _ => self.to_string(),
         }
     }
@@ -88,6 +84,15 @@ fn listed(names: &[String]) -> String {
         Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
         _ => names.concat(),
     }
+}
+
+/// An error of the kernel's, and what else may be behind it.
+pub fn refused(error: &anyhow::Error) -> String {
+    format!(
+        "the kernel refused the programs, or a seccomp profile the system call (in a Pod: \
+         securityContext with seccompProfile: {{ type: Unconfined }}): {}",
+        one_line(error)
+    )
 }
 
 /// An error, without the pages that a verifier writes about a program that it rejects but for its reason.

@@ -29,7 +29,9 @@ const ADDRESS_HOOKS: [&str; 4] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6
 /// The loaded object. It does nothing before it is attached.
 pub struct Programs {
     kernel: Ebpf,
-    /// What the uplink is attached to; or why there is no `sockmap` tier, and the others do without.
+    /// Why there is no `direct` tier, and the other does without.
+    no_direct: Option<String>,
+    /// What the uplink is attached to; or why there is no `sockmap` tier, and the other does without.
     client_sockets: Result<SockMapFd, String>,
 }
 
@@ -71,22 +73,29 @@ impl Programs {
             .override_global(SOCKET_LAYOUT, &known, true)
             .load(object.bytes)
             .context("load the eBPF object")?;
-        for name in ADDRESS_HOOKS {
-            address_hook(&mut kernel, name)?.load().with_context(|| format!("load {name}"))?;
-        }
-        sock_ops(&mut kernel, LIFECYCLE)?.load().context("load the lifecycle program")?;
+        let no_direct = load_direct(&mut kernel).err().map(|error| obstacle::refused(&error));
         let client_sockets = match known_bad::obstacle() {
             Some(why) => Err(why),
             None => layout
                 .and_then(|_known| load_sockmap(&mut kernel))
                 .map_err(|error| obstacle::one_line(&error)),
         };
-        Ok(Self { kernel, client_sockets })
+        Ok(Self { kernel, no_direct, client_sockets })
     }
 
     /// What they say.
     pub fn messages(&mut self) -> Result<Messages> {
         Messages::of(&mut self.kernel)
+    }
+
+    /// Why there is no `direct` tier.
+    pub fn no_direct(&self) -> Option<&str> {
+        self.no_direct.as_deref()
+    }
+
+    /// Does without the `direct` tier.
+    pub fn leave_out_direct(&mut self, why: String) {
+        self.no_direct = Some(why);
     }
 
     /// Why there is no `sockmap` tier.
@@ -113,32 +122,23 @@ impl Programs {
         Maps(maps.collect())
     }
 
-    /// Attaches all to a cgroup, opened as a directory; they see its sockets and those of all below.
-    pub fn attach(&mut self, cgroup: impl AsFd) -> Result<Links> {
+    /// Attaches those of the tiers that there are to a cgroup, opened as a directory; they see its sockets and
+    /// those of all below. A tier of which one cannot be attached there is none of.
+    pub fn attach(&mut self, cgroup: impl AsFd) -> Links {
         let mut links = Links::default();
-        if let Ok(sockets) = &self.client_sockets {
-            let uplink = sk_msg(&mut self.kernel)?;
-            let id = uplink.attach(sockets).context("attach the uplink to the client sockets")?;
-            let link = uplink.take_link(id).context("own the uplink's attachment")?;
-            links.to_sockets = Some(link);
-            // Last, because from now on sockets are enrolled.
-            links.to_cgroup.push((ENROL, attach_sock_ops(&mut self.kernel, ENROL, &cgroup)?));
+        if let Ok(sockets) = &self.client_sockets
+            && let Err(error) = attach_sockmap(&mut self.kernel, sockets, &cgroup, &mut links)
+        {
+            links.leave_out_sockmap();
+            self.leave_out_sockmap(obstacle::refused(&error));
         }
-        let links_to_cgroup = &mut links.to_cgroup;
-        // Before the hooks that redirect, so that no redirected connection goes uncounted.
-        links_to_cgroup.push((LIFECYCLE, attach_sock_ops(&mut self.kernel, LIFECYCLE, &cgroup)?));
-        // What restores an address first, so that no app sees what has replaced it.
-        for name in [GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6] {
-            let program = address_hook(&mut self.kernel, name)?;
-            let id = program
-                .attach(&cgroup, CgroupAttachMode::Single)
-                .with_context(|| format!("attach {name} to the cgroup"))?;
-            let link =
-                program.take_link(id).with_context(|| format!("own the attachment of {name}"))?;
-            let link = link.try_into().with_context(|| format!("hold the link of {name}"))?;
-            links_to_cgroup.push((name, link));
+        if self.no_direct.is_none()
+            && let Err(error) = attach_direct(&mut self.kernel, &cgroup, &mut links)
+        {
+            links.leave_out_direct();
+            self.leave_out_direct(obstacle::refused(&error));
         }
-        Ok(links)
+        links
     }
 }
 
@@ -165,6 +165,11 @@ impl Maps {
 }
 
 impl Links {
+    /// Detaches those of the `direct` tier.
+    pub fn leave_out_direct(&mut self) {
+        self.to_cgroup.retain(|(name, _)| *name == ENROL);
+    }
+
     /// Detaches those of the `sockmap` tier.
     pub fn leave_out_sockmap(&mut self) {
         self.to_cgroup.retain(|(name, _)| *name != ENROL);
@@ -201,6 +206,13 @@ fn address_hook<'k>(kernel: &'k mut Ebpf, name: &str) -> Result<&'k mut CgroupSo
     program.try_into().with_context(|| format!("open {name}"))
 }
 
+fn load_direct(kernel: &mut Ebpf) -> Result<()> {
+    for name in ADDRESS_HOOKS {
+        address_hook(kernel, name)?.load().with_context(|| format!("load {name}"))?;
+    }
+    sock_ops(kernel, LIFECYCLE)?.load().context("load the lifecycle program")
+}
+
 /// Returns the map that the uplink is attached to.
 fn load_sockmap(kernel: &mut Ebpf) -> Result<SockMapFd> {
     sk_msg(kernel)?.load().context("load the uplink, which takes CAP_PERFMON too")?;
@@ -208,6 +220,38 @@ fn load_sockmap(kernel: &mut Ebpf) -> Result<SockMapFd> {
     let sockets = kernel.map(CLIENT_SOCKETS).context("find the map of client sockets")?;
     let sockets: SockHash<_, Tuple> = sockets.try_into().context("open the client sockets")?;
     sockets.fd().try_clone().context("share the map of client sockets")
+}
+
+fn attach_sockmap(
+    kernel: &mut Ebpf,
+    sockets: &SockMapFd,
+    cgroup: impl AsFd,
+    links: &mut Links,
+) -> Result<()> {
+    let uplink = sk_msg(kernel)?;
+    let id = uplink.attach(sockets).context("attach the uplink to the client sockets")?;
+    let link = uplink.take_link(id).context("own the uplink's attachment")?;
+    links.to_sockets = Some(link);
+    // Last, because from now on sockets are enrolled.
+    links.to_cgroup.push((ENROL, attach_sock_ops(kernel, ENROL, cgroup)?));
+    Ok(())
+}
+
+fn attach_direct(kernel: &mut Ebpf, cgroup: impl AsFd, links: &mut Links) -> Result<()> {
+    // Before the hooks that redirect, so that no redirected connection goes uncounted.
+    links.to_cgroup.push((LIFECYCLE, attach_sock_ops(kernel, LIFECYCLE, &cgroup)?));
+    // What restores an address first, so that no app sees what has replaced it.
+    for name in [GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6] {
+        let program = address_hook(kernel, name)?;
+        let id = program
+            .attach(&cgroup, CgroupAttachMode::Single)
+            .with_context(|| format!("attach {name} to the cgroup"))?;
+        let link =
+            program.take_link(id).with_context(|| format!("own the attachment of {name}"))?;
+        let link = link.try_into().with_context(|| format!("hold the link of {name}"))?;
+        links.to_cgroup.push((name, link));
+    }
+    Ok(())
 }
 
 fn attach_sock_ops(kernel: &mut Ebpf, name: &str, cgroup: impl AsFd) -> Result<FdLink> {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::cgroup::Visit;
+use super::kernel;
 use super::programs::Maps;
 use super::tables::Tables;
 
@@ -51,8 +52,9 @@ impl Extent {
 
 /// What was found out.
 pub struct Found {
-    pub direct: Vec<Check>,
     /// Or why that tier was not tried.
+    pub direct: Result<Vec<Check>, String>,
+    /// The same.
     pub sockmap: Result<Vec<Check>, String>,
     /// Whether an enrolled client is told how many bytes wait to be read, as any other is. Where it is
     /// not, some apps that are non-blocking notice too.
@@ -62,49 +64,64 @@ pub struct Found {
 impl Found {
     /// Why `direct` cannot be used, if it cannot.
     pub fn no_direct(&self) -> Option<String> {
-        failed(&self.direct)
+        why_not(&self.direct)
     }
 
     /// Why `sockmap` cannot be used, if it cannot.
     pub fn no_sockmap(&self) -> Option<String> {
-        match &self.sockmap {
-            Err(why) => Some(why.clone()),
-            Ok(checks) => failed(checks),
-        }
+        why_not(&self.sockmap)
     }
 }
 
-/// Tries the attached programs of these maps in their cgroup; `sockmap` unless there is a reason not to.
+/// Tries the attached programs of these maps in their cgroup, of each tier unless there is a reason not to.
 /// An error if nothing could be tried at all.
-pub fn run(maps: &Maps, no_sockmap: Option<&str>, cgroup: &Path, extent: Extent) -> Result<Found> {
+pub fn run(
+    maps: &Maps,
+    no_direct: Option<&str>,
+    no_sockmap: Option<&str>,
+    cgroup: &Path,
+    extent: Extent,
+) -> Result<Found> {
     let clock = Clock::new(extent.time);
-    let mut bench = direct::Bench::new(&mut maps.duplicate()?, cgroup, clock)?;
-    // Where the ambassador is a part of the Pod, it is in the Pod's cgroup already.
-    let _visit = if bench.redirects().is_ok() { None } else { Some(Visit::below(cgroup)?) };
-    let direct = bench.try_all();
-    drop(bench);
     let (mut tables, ends) = Tables::new(&mut maps.duplicate()?)?;
-    tables.empty()?;
+    tables.found(kernel::settings(cgroup)?)?;
     // Clients are enrolled while that holds.
     tables.renew(Some(extent.time))?;
-    let bench = match no_sockmap {
+    let cannot = |error: anyhow::Error| format!("it cannot be tried: {error:#}");
+    let for_sockmap = match no_sockmap {
         Some(why) => Err(why.to_owned()),
-        None => sockmap::Bench::new(&mut maps.duplicate()?, clock, extent.bytes)
-            .map_err(|error| format!("it cannot be tried: {error:#}")),
+        None => sockmap::Bench::new(&mut maps.duplicate()?, clock, extent.bytes).map_err(cannot),
     };
-    let sockmap = bench.as_ref().map(sockmap::Bench::try_all).map_err(String::clone);
-    let counts_waiting_bytes = bench.is_ok_and(|it| it.counts_waiting_bytes().unwrap_or(false));
+    let mut for_direct = match no_direct {
+        Some(why) => Err(why.to_owned()),
+        None => direct::Bench::new(&mut maps.duplicate()?, clock).map_err(cannot),
+    };
+    // Where the ambassador is a part of the Pod, it is in the Pod's cgroup already.
+    let is_inside = match &for_direct {
+        Ok(bench) => bench.redirects().is_ok(),
+        Err(_) => for_sockmap.as_ref().is_ok_and(|bench| bench.enrolled().is_ok()),
+    };
+    let _visit = if is_inside { None } else { Some(Visit::below(cgroup)?) };
+    let direct = for_direct.as_mut().map(direct::Bench::try_all).map_err(|why| why.clone());
+    tables.empty()?;
+    tables.renew(Some(extent.time))?;
+    let sockmap = for_sockmap.as_ref().map(sockmap::Bench::try_all).map_err(String::clone);
+    let counts_waiting_bytes =
+        for_sockmap.is_ok_and(|it| it.counts_waiting_bytes().unwrap_or(false));
     tables.close()?;
     // The ends of what was tried.
     ends.for_each(drop);
     Ok(Found { direct, sockmap, counts_waiting_bytes })
 }
 
-/// The first failure.
-fn failed(checks: &[Check]) -> Option<String> {
-    checks.iter().find_map(|Check { name, failure }| {
-        Some(format!("the self-test failed: {name}: {}", failure.as_ref()?))
-    })
+/// What kept a tier from being tried, or its first failure.
+fn why_not(tried: &Result<Vec<Check>, String>) -> Option<String> {
+    match tried {
+        Err(why) => Some(why.clone()),
+        Ok(checks) => checks.iter().find_map(|Check { name, failure }| {
+            Some(format!("the self-test failed: {name}: {}", failure.as_ref()?))
+        }),
+    }
 }
 
 /// The time that all checks have together.

@@ -52,7 +52,7 @@ impl Tier {
     pub(crate) fn new(clients: Enrol, limits: InFlight) -> Result<Self> {
         let cgroup = std::fs::File::open(cgroup::of_this_process()?).context("open the cgroup")?;
         let mut programs = Programs::load(1)?;
-        let _links = programs.attach(cgroup)?;
+        let _links = programs.attach(cgroup);
         let mut maps = programs.maps();
         Tables::new(&mut maps.duplicate()?)?.0.renew(None)?;
         let sockmap = Sockmap::new(&mut maps, limits)?;

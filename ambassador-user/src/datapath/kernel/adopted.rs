@@ -52,9 +52,19 @@ impl Adopted {
         self.tables.settings().counts_waiting_bytes != 0
     }
 
+    /// Why nothing can be redirected.
+    pub(super) fn no_direct(&self) -> Option<String> {
+        let why = || {
+            "not among what was pinned: it did not work where that was loaded, whose log says why"
+                .to_owned()
+        };
+        (self.tables.settings().redirects == 0).then(why)
+    }
+
     pub(super) fn take_over(self, pins: Pins) -> Kernel {
         let kept = self.tables.settings().kept != 0;
         Kernel {
+            no_direct: self.no_direct(),
             sockmap_is_noticed: !self.counts_waiting_bytes(),
             tables: self.tables,
             ends: self.ends,

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
@@ -10,7 +9,6 @@ use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
 
 use super::{Check, Clock, listen};
-use crate::datapath::kernel;
 use crate::datapath::programs::Maps;
 use crate::datapath::tables::{
     End, Ends, IN_ORDER, NO_LIMIT, Plan, Policy, Tables, from_kernel, route_id,
@@ -31,9 +29,8 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    pub(super) fn new(maps: &mut Maps, cgroup: &Path, clock: Clock) -> Result<Self> {
+    pub(super) fn new(maps: &mut Maps, clock: Clock) -> Result<Self> {
         let (mut tables, ends) = Tables::new(maps)?;
-        tables.found(kernel::settings(cgroup)?)?;
         let (routed, upstream) = (listen(Ipv4Addr::LOCALHOST)?, listen(Ipv4Addr::LOCALHOST)?);
         let routed6 = listen(Ipv6Addr::LOCALHOST).ok();
         let mut listeners = vec![(routed.local_addr()?, 0)];

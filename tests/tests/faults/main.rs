@@ -1,7 +1,10 @@
 //! Whatever goes wrong with the kernel half ends in a lower tier, or without an extra, with its reason told
 //! and traffic flowing; or, where the tier is required, in one line and exit code 77.
 
+mod one_tier;
+
 use std::fmt::Write as _;
+use std::iter::repeat;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
@@ -50,10 +53,10 @@ fn two_capabilities_are_enough() -> Result<()> {
     ambassador.end()
 }
 
-/// Under a filter of system calls in which what `code` says becomes of bpf(2).
+/// Under a filter of system calls, of this code about the call of this number.
 macro_rules! filtered {
-    ($code:literal) => {{
-        installed!("python3");
+    ($call:expr, $code:literal) => {{
+        ambassador_tests::installed!("python3");
         [
             "python3",
             "-c",
@@ -71,16 +74,18 @@ if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter): raise OSError(ctypes
 os.execvp(sys.argv[2], sys.argv[2:])
 "
             ),
-            &libc::SYS_bpf.to_string(),
+            &$call.to_string(),
         ]
     }};
 }
+pub(crate) use filtered;
 
 #[test]
 fn a_seccomp_profile_that_forbids_bpf_is_suspected() -> Result<()> {
     needs!(Direct);
-    // Loads the number of the call; if it is bpf(2), EPERM; else goes on.
+    // Loads the number of a call; if it is this one, EPERM; else goes on.
     let filter = filtered!(
+        libc::SYS_bpf,
         "[(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7fff0000)]"
     );
     Scene::new()?.is_lower(&filter, "or a seccomp profile the system call")
@@ -91,6 +96,7 @@ fn programs_that_the_kernel_rejects_are_enough_for_traffic() -> Result<()> {
     needs!(Direct);
     // The same, if its first argument is BPF_PROG_LOAD: EINVAL.
     let filter = filtered!(
+        libc::SYS_bpf,
         "[(0x20, 0, 0, 0), (0x15, 0, 3, int(sys.argv[1])), (0x20, 0, 0, 16), (0x15, 0, 1, 5), (0x06, 0, 0, 0x50016), (0x06, 0, 0, 0x7fff0000)]"
     );
     Scene::new()?.is_lower(&filter, "the kernel refused the programs")
@@ -178,20 +184,8 @@ fn a_program_of_others_that_shares_is_shared_with_and_one_that_does_not_is_named
     let (other, mut scene) = (Scene::new()?, Scene::new()?);
     let theirs = Cgroup::new()?;
     let _theirs = other.launch()?.cgroup(theirs.path()).flag("--require", "direct").start()?;
-    let bpftool = |words: &[&str]| run(Command::new("bpftool").args(words), SOON);
-    let shown = bpftool(&["-j", "cgroup", "show", &theirs.path().to_string_lossy()])?;
-    let shown: Value = serde_json::from_str(&shown).context("parse what is attached")?;
-    let connect4 = shown
-        .as_array()
-        .and_then(|all| all.iter().find(|it| it["name"] == "connect4"))
-        .context("find connect4")?["id"]
-        .to_string();
-
     for (shares, below) in [(true, Cgroup::new()?), (false, Cgroup::new()?)] {
-        let path = below.path().to_string_lossy().into_owned();
-        let mut words = vec!["cgroup", "attach", &path, "cgroup_inet4_connect", "id", &connect4];
-        words.extend(shares.then_some("multi"));
-        bpftool(&words)?;
+        attach_of(&theirs, &below, shares)?;
         scene.cgroup = below.path().to_owned();
         if shares {
             scene.launch()?.cgroup(below.path()).flag("--require", "direct").start()?.end()?;
@@ -339,7 +333,7 @@ impl Scene {
         let mut batch = String::new();
         for number in 0..elements {
             write!(batch, "map update pinned {pin} key hex")?;
-            let bytes = number.to_le_bytes().into_iter().chain([0xff; 28]).take(key);
+            let bytes = number.to_le_bytes().into_iter().chain(repeat(0xff)).take(key);
             bytes.for_each(|byte| batch.push_str(&format!(" {byte:02x}")));
             batch.push_str(" value hex");
             batch.push_str(&value);
@@ -355,12 +349,24 @@ impl Scene {
     }
 }
 
+/// Attaches the connect hook of one cgroup to another one, with or without room for others there.
+fn attach_of(one: &Cgroup, other: &Cgroup, shares: bool) -> Result<()> {
+    let bpftool = |words: &[&str]| run(Command::new("bpftool").args(words), SOON);
+    let shown = bpftool(&["-j", "cgroup", "show", &one.path().to_string_lossy()])?;
+    let shown: Value = serde_json::from_str(&shown).context("parse what is attached")?;
+    let connect4 = shown
+        .as_array()
+        .and_then(|all| all.iter().find(|it| it["name"] == "connect4"))
+        .context("find connect4")?["id"]
+        .to_string();
+    let path = other.path().to_string_lossy();
+    let mut words = vec!["cgroup", "attach", &path, "cgroup_inet4_connect", "id", &connect4];
+    words.extend(shares.then_some("multi"));
+    bpftool(&words).map(drop)
+}
+
 /// What carries each of the connections.
 fn tiers(ambassador: &Ambassador) -> Result<Vec<String>> {
-    let told = ambassador.command(&["connections", "--json"])?.success()?;
-    let tier = |line: &str| {
-        let told: Value = serde_json::from_str(line).context("parse a connection")?;
-        Ok(told["tier"].as_str().unwrap_or_default().to_owned())
-    };
-    told.lines().map(tier).collect()
+    let all = ambassador.connections()?;
+    Ok(all.iter().map(|it| it["tier"].as_str().unwrap_or_default().to_owned()).collect())
 }
