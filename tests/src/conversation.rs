@@ -109,9 +109,7 @@ impl Plan {
     pub fn open(&mut self, wire: &Wire) -> Result<(Peer, Peer)> {
         let client = match wire.road.way {
             // Clients of both kinds, one of which is enrolled.
-            Way::Auto | Way::Vouched if self.client.by_events => {
-                wire.road.address.connect_without_blocking()?
-            }
+            Way::Auto | Way::Vouched if !self.client.by_events => wire.road.address.connect()?,
             _ => wire.road.connect()?,
         };
         client.say(&self.client.says.next(self.early))?;

@@ -16,12 +16,14 @@ const COMPLAINTS: [&str; 6] =
 
 /// What may be lent to others meanwhile, and lies in reserve with each processor: 4 MiB.
 const SLACK_PAGES: u64 = 1024;
+const PAGE: u64 = 4096;
 
 /// The kernel, watched since a test began.
 #[derive(Debug)]
 pub struct Kernel {
     log: Option<File>,
     lent_pages: u64,
+    most_lent: u64,
 }
 
 impl Kernel {
@@ -35,7 +37,23 @@ impl Kernel {
         if let Err(error) = &log {
             skip::in_part(&format!("the kernel's log cannot be read: {error}"));
         }
-        Ok(Self { log: log.ok(), lent_pages: lent_pages()? })
+        let lent_pages = lent_pages()?;
+        Ok(Self { log: log.ok(), lent_pages, most_lent: lent_pages })
+    }
+
+    /// Notes what it lends to sockets at this moment.
+    pub fn look(&mut self) -> Result<()> {
+        self.most_lent = self.most_lent.max(lent_pages()?);
+        Ok(())
+    }
+
+    /// Expects that whenever it was looked at, it had lent no more than so many sockets may hold of what they send and
+    /// receive; says how much that was, in bytes.
+    pub fn has_lent_to(&self, sockets: u64) -> Result<u64> {
+        let lent = (self.most_lent - self.lent_pages) * PAGE;
+        let allowed = sockets * (most("tcp_wmem")? + most("tcp_rmem")?) + SLACK_PAGES * PAGE;
+        ensure!(lent <= allowed, "{lent} bytes, where {sockets} sockets may hold {allowed}");
+        Ok(lent)
     }
 
     /// Expects that it has not complained since, and gets back what it lent.
@@ -71,6 +89,14 @@ impl Kernel {
 
 fn is_complaint(record: &str) -> bool {
     COMPLAINTS.iter().any(|complaint| record.contains(complaint))
+}
+
+/// What a socket's buffer may grow to, in bytes.
+fn most(buffer: &str) -> Result<u64> {
+    let limits = fs::read_to_string(format!("/proc/sys/net/ipv4/{buffer}"));
+    let limits = limits.with_context(|| format!("read {buffer}"))?;
+    let most = limits.split_whitespace().nth(2).context("find the last of three limits")?;
+    most.parse().with_context(|| format!("parse {buffer}"))
 }
 
 /// How many pages TCP's sockets hold, of all namespaces.

@@ -7,6 +7,7 @@
 //!   [`kernel`] that is watched.
 //! - The product under test: [`ambassador`], seen through [`http`], [`metrics`] and its [`pins`], the [`way`]
 //!   a test's connections take, and the simplest case of it, a [`front`].
+//! - Whoever else is in the kernel: a [`stranger`].
 //! - The other ends: [`peer`]s at an [`address`], their [`readiness`] and [`conversation`]s, an [`echo`], real
 //!   [`server`]s, and a [`pool`] of clients.
 
@@ -30,5 +31,6 @@ pub mod process;
 pub mod readiness;
 pub mod server;
 pub mod skip;
+pub mod stranger;
 pub mod wait;
 pub mod way;

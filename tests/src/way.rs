@@ -38,6 +38,8 @@ pub enum Way {
     Auto,
     /// The same, and somebody vouches that all clients are non-blocking.
     Vouched,
+    /// The same, but clients are so only until they have a shortcut.
+    Turned,
 }
 
 /// A way that leads to a server.
@@ -96,7 +98,7 @@ impl Way {
     pub fn launch(self, place: &Place) -> Result<Launch> {
         match self {
             // What it pins is nobody else's business, and stays if a test ends it.
-            Self::Sockmap | Self::Direct | Self::Auto | Self::Vouched => {
+            Self::Sockmap | Self::Direct | Self::Auto | Self::Vouched | Self::Turned => {
                 self.launch_in(&place.with_bpffs()?)
             }
             _ => self.launch_in(place),
@@ -108,7 +110,9 @@ impl Way {
         let launch = Launch::new(place)?;
         match self {
             Self::Sockmap | Self::Direct => launch.in_kernel(self),
-            Self::Auto | Self::Vouched => Ok(launch.cgroup(cgroup::of_this_process()?)),
+            Self::Auto | Self::Vouched | Self::Turned => {
+                Ok(launch.cgroup(cgroup::of_this_process()?))
+            }
             _ => Ok(launch.flag("--tier", self.to_string())),
         }
     }
@@ -121,7 +125,7 @@ impl Way {
         match self {
             Self::Unproxied | Self::Copy | Self::Splice => Ok(None),
             _ if !is_root() => Ok(Some(format!("{self}: needs root"))),
-            Self::Auto | Self::Vouched => Self::Sockmap.obstacle(family),
+            Self::Auto | Self::Vouched | Self::Turned => Self::Sockmap.obstacle(family),
             Self::Sockmap | Self::Direct => match cgroup::of_this_process() {
                 Ok(_) => ambassador::obstacle(&self.to_string()),
                 Err(error) => Ok(Some(format!("{self}: {error:#}"))),
@@ -149,7 +153,7 @@ impl fmt::Display for Way {
             Self::Splice => "splice",
             Self::Sockmap => "sockmap",
             Self::Direct => "direct",
-            Self::Auto | Self::Vouched => "auto",
+            Self::Auto | Self::Vouched | Self::Turned => "auto",
         })
     }
 }
@@ -190,8 +194,8 @@ impl Road {
         };
         let route = format!("road:{address}={server}");
         let launch = match way {
-            Way::Auto | Way::Vouched => {
-                let clients = if way == Way::Vouched { "nonblocking" } else { "any" };
+            Way::Auto | Way::Vouched | Way::Turned => {
+                let clients = if way == Way::Auto { "any" } else { "nonblocking" };
                 let launch = way.launch(place)?;
                 // Somebody must watch for the timeout, which keeps `direct` out.
                 launch.config(&format!(
@@ -270,14 +274,21 @@ upstreams: {{ u: {{ endpoints: ['{server}'] }} }}
             .with_context(|| format!("{:?} had one, and {at_least} should have", had()))
     }
 
-    /// A client, of the kind that the way is for: on sockmap a non-blocking one. What sockmap is for
-    /// others is shown by the tests of what an app can notice.
+    /// A client, of the kind that the way is for: where sockmap may be taken a non-blocking one. What sockmap
+    /// is for others is shown by the tests of what an app can notice.
     pub fn connect(&self) -> Result<Peer> {
-        let client = self.address.connect()?;
-        if self.way == Way::Sockmap {
-            client.socket().set_nonblocking(true).context("make a client non-blocking")?;
+        match self.way {
+            Way::Sockmap | Way::Auto | Way::Vouched | Way::Turned => {
+                self.address.connect_without_blocking()
+            }
+            _ => self.address.connect(),
         }
-        Ok(client)
+    }
+
+    /// Whether what a client sends takes a shortcut by now.
+    fn has_shortcut(&self) -> Result<bool> {
+        let ambassador = self.ambassador.as_ref().context("find the ambassador")?;
+        Ok(ambassador.connections()?.iter().any(|it| it["tier"] == "sockmap"))
     }
 }
 
@@ -303,13 +314,36 @@ impl Wire {
 
     /// A client and the server's end of its connection.
     pub fn pair(&self) -> Result<(Peer, Peer)> {
-        Ok((self.road.connect()?, self.listener.accept()?))
+        let (client, server) = (self.road.connect()?, self.listener.accept()?);
+        if self.road.way == Way::Turned {
+            until_true("a client's shortcut", || {
+                exchange(&client, &server)?;
+                self.road.has_shortcut()
+            })?;
+        }
+        Ok((client, server))
     }
 
-    /// The same, with a client that waits inside its reads and writes, whatever the way.
+    /// The same, with a client that waits inside its reads and writes, whatever the way. One that was not always
+    /// so has said something since.
     pub fn blocking_pair(&self) -> Result<(Peer, Peer)> {
-        Ok((self.road.address.connect()?, self.listener.accept()?))
+        if self.road.way != Way::Turned {
+            return Ok((self.road.address.connect()?, self.listener.accept()?));
+        }
+        let (client, server) = self.pair()?;
+        client.socket().set_nonblocking(false).context("make a client blocking")?;
+        exchange(&client, &server)?;
+        Ok((client, server))
     }
+}
+
+/// A few bytes each way.
+fn exchange(client: &Peer, server: &Peer) -> Result<()> {
+    client.say(b"question")?;
+    ensure!(server.hear(8)? == b"question");
+    server.say(b"answer")?;
+    ensure!(client.hear(6)? == b"answer");
+    Ok(())
 }
 
 /// Makes tests of behaviours: `on_every_way!(tcp: Tcp; a, b)` expects `a` and `b` of the functions
@@ -323,6 +357,7 @@ macro_rules! on_every_way {
         mod $module {
             $crate::on_every_way!(@way any Auto Tcp; $($behaviour),+);
             $crate::on_every_way!(@way vouched Vouched Tcp; $($behaviour),+);
+            $crate::on_every_way!(@way turned Turned Tcp; $($behaviour),+);
         }
     };
     ($module:ident: Unix; $($behaviour:ident),+ $(,)?) => {

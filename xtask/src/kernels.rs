@@ -21,8 +21,9 @@ use visit::Visit;
 
 /// The series of kernels that Debian has for clouds.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
-/// The behaviours that every kernel is tried with: those that would find a byte lost.
-const TORTURE: &str = "torture";
+/// The behaviours that every kernel is tried with: those that would find a byte lost, and those that an app would
+/// notice.
+const SUITES: [&str; 2] = ["torture", "app"];
 
 /// What there is to say of one kernel.
 pub(crate) enum Verdict {
@@ -64,11 +65,15 @@ pub(crate) fn visit(binary: &Path) -> Result<Vec<(String, Verdict)>> {
         let why = format!("{why:#}");
         return Ok(kernels.map(|kernel| (kernel, Verdict::Skipped(why.clone()))).into());
     }
-    step(&format!("build the behaviours of `{TORTURE}` for any kernel"));
-    // With the product's own profile: half of what it takes is built already.
-    let arguments = ["test", "--release", "--no-run", "--package", "ambassador-tests"];
-    let torture = release::linked_statically(&[&arguments[..], &["--test", TORTURE]].concat())?;
-    let luggage = Luggage::pack(binary, &torture)?;
+    let mut programs = vec![("ambassador", binary.to_owned())];
+    for suite in SUITES {
+        step(&format!("build the behaviours of `{suite}` for any kernel"));
+        // With the product's own profile: half of what it takes is built already.
+        let arguments = ["test", "--release", "--no-run", "--package", "ambassador-tests"];
+        let built = release::linked_statically(&[&arguments[..], &["--test", suite]].concat())?;
+        programs.push((suite, built));
+    }
+    let luggage = Luggage::pack(programs)?;
 
     let mut matrix = Matrix::default();
     let mut verdicts = Vec::new();

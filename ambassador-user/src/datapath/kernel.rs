@@ -105,9 +105,13 @@ impl Kernel {
                 Ok(kernel)
             }
             (Err(obstacle), Some(adopted)) => {
+                let how = match adopted.is_of_this_build {
+                    true => "without `direct`",
+                    false => "of another build",
+                };
                 warn!(
-                    "taking over the kernel half pinned at {place}, which is of another build, or without \
-                     `direct`; `ambassador load` of this version replaces it (here: {obstacle})"
+                    "taking over the kernel half pinned at {place}, which is {how}; `ambassador load` of this \
+                     version replaces it (here: {obstacle})"
                 );
                 Ok(adopted.take_over(pins))
             }

@@ -27,7 +27,14 @@ on_every_way! { tcp: Tcp;
     io_uring_sends_and_receives,
 }
 
-on_every_way! { auto: Auto; zero_copy_sends_are_completed }
+on_every_way! { auto: Auto;
+    zero_copy_sends_are_completed,
+    splice_from_a_socket_and_to_it,
+    sendfile_to_a_socket,
+    corked_pieces_arrive,
+    records_of_many_threads_stay_whole,
+    io_uring_sends_and_receives,
+}
 
 fn zero_copy_sends_are_completed(wire: &Wire) -> Result<()> {
     const SENDS: usize = 10;

@@ -8,12 +8,13 @@ use std::sync::mpsc::channel;
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
+use ambassador_tests::address::Family;
 use ambassador_tests::noise::Noise;
-use ambassador_tests::on_every_way;
 use ambassador_tests::peer::Peer;
 use ambassador_tests::readiness::Readiness;
 use ambassador_tests::wait::{SOON, until_true};
 use ambassador_tests::way::{Way, Wire};
+use ambassador_tests::{needs, on_every_way};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::epoll::EventFlags;
 use rustix::net::RecvFlags;
@@ -40,6 +41,11 @@ on_every_way! { auto: Auto;
     blocking_read_lasts_after_finishing,
     blocking_read_lasts_across_a_signal,
     waiting_bytes_are_counted,
+    peeking_takes_nothing_away,
+    read_gives_up_at_its_timeout,
+    read_of_all_waits_for_all,
+    edge_triggered_writer_is_woken,
+    level_triggered_writer_does_not_spin,
     socket_may_change_between_blocking_and_not,
 }
 
@@ -110,6 +116,27 @@ fn blocking_read_lasts_after_finishing(wire: &Wire) -> Result<()> {
     lasted(wire, read, b"answer")
 }
 
+/// That a client has turned blocking is seen when it says something, and only then is it given back.
+#[test]
+fn blocking_read_of_a_client_that_has_turned_and_said_nothing_since_may_end_early() -> Result<()> {
+    needs!(Sockmap);
+    let wire = Wire::new(Way::Turned, Family::Tcp)?;
+    let (client, server) = wire.pair()?;
+    client.socket().set_nonblocking(false).context("make a client blocking")?;
+    let read = blocking_read(&client)?;
+    client.finish()?;
+    server.hear_end()?;
+    sleep(WHILE);
+    server.say(b"answer")?;
+    let read = read.join().expect("a reader does not panic");
+    ensure!(
+        read.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock),
+        "this kernel has blocking reads repaired, say so in the design: {read:?}"
+    );
+    ensure!(client.hear(6)? == b"answer");
+    Ok(())
+}
+
 fn blocking_read_lasts_across_a_signal(wire: &Wire) -> Result<()> {
     static CAUGHT: AtomicUsize = AtomicUsize::new(0);
     extern "C" fn catch(_: libc::c_int) {
@@ -140,7 +167,7 @@ fn blocking_read_lasts_across_a_signal(wire: &Wire) -> Result<()> {
 
 /// FIONREAD is what many event loops size their buffers by.
 fn waiting_bytes_are_counted(wire: &Wire) -> Result<()> {
-    let (client, server) = wire.pair()?;
+    let (client, server) = wire.blocking_pair()?;
     server.say(b"hello")?;
     let readiness = Readiness::of(client.socket(), EventFlags::IN)?;
     readiness.within(SOON)?.context("the client is not told that it can read")?;

@@ -20,7 +20,7 @@ use ambassador_tests::echo::{Echo, greeted};
 use ambassador_tests::place::{BPFFS, Place};
 use ambassador_tests::process::{Process, run};
 use ambassador_tests::wait::{SOON, until, until_true};
-use ambassador_tests::{installed, needs};
+use ambassador_tests::{installed, needs, stranger};
 
 const INSTANCE: &str = "faults";
 const TIER_MISSING: i32 = 77;
@@ -280,6 +280,20 @@ fn full_maps_are_harmless() -> Result<()> {
     ensure!(tiers(&ambassador)? == ["splice"], "{:?}", tiers(&ambassador)?);
     drop(client);
     ambassador.end()
+}
+
+/// Its programs run after ours, in the cgroup above. What it undoes is what our own are told by.
+#[test]
+fn a_program_of_others_that_undoes_ours_is_found_out_by_the_self_test() -> Result<()> {
+    needs!(Direct);
+    let (mut scene, above) = (Scene::new()?, Cgroup::new()?);
+    let below = Cgroup::below(above.path())?;
+    stranger::silence(above.path())?;
+    scene.cgroup = below.path().to_owned();
+    scene.is_lower(
+        &[],
+        "the self-test failed: bytes are counted and the end is told: it was not told",
+    )
 }
 
 /// A place with a bpffs of its own, a cgroup, and a route to an echo that greets with one byte.

@@ -25,5 +25,7 @@ export AMBASSADOR_SKIPS
 # Only the tiers that a kernel has a part in: an emulated machine is slow. With more than one thread,
 # the name of a test and its outcome come in one line.
 check torture "$1/torture" --test-threads=2 tcp::direct tcp::sockmap tcp::splice auto::any
+# Where `auto` takes `sockmap` unasked, these are what no app may notice.
+check app "$1/app" --test-threads=2 auto::any auto::turned
 check skips busybox cat "$AMBASSADOR_SKIPS"
 busybox rm "$AMBASSADOR_SKIPS"

@@ -16,7 +16,7 @@ const BOOT: Duration = Duration::from_secs(60);
 /// brings up its devices, before anything of ours is run (seen with 6.1).
 const ATTEMPTS: u32 = 3;
 /// How long it may run from then on: some times what it takes, for this one may be busy.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(480);
 /// Its serial ports, in their order: for the kernel, and for our programs.
 const CONSOLE: &str = "console";
 const RESULTS: &str = "results";

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use super::SUITES;
+
 /// One kernel's column of the table.
 pub(super) struct Visit {
     pub(super) kernel: String,
@@ -56,14 +58,15 @@ impl Visit {
         if sections.contains_key("unprivileged") {
             visit.examined(", unprivileged", doctor(sections, "unprivileged")?);
         }
-        match sections.get("torture") {
-            None => visit.wrong.push("the torture did not end".into()),
-            Some((code, output)) => {
-                let skips = sections.get("skips").map_or("", |(_, skips)| skips);
-                visit.tortured(output, skips);
-                if *code != 0 {
-                    visit.wrong.push(format!("the torture ended with {code}:\n{output}"));
-                }
+        for suite in SUITES {
+            let Some((code, output)) = sections.get(suite) else {
+                visit.wrong.push(format!("`{suite}` did not end"));
+                continue;
+            };
+            let skips = sections.get("skips").map_or("", |(_, skips)| skips);
+            visit.behaved(suite, output, skips);
+            if *code != 0 {
+                visit.wrong.push(format!("`{suite}` ended with {code}:\n{output}"));
             }
         }
         Ok(visit)
@@ -86,8 +89,8 @@ impl Visit {
         }
     }
 
-    /// Takes in what the tests said, and which of them could not run.
-    fn tortured(&mut self, output: &str, skips: &str) {
+    /// Takes in what the tests of a suite said, and which of them could not run.
+    fn behaved(&mut self, suite: &str, output: &str, skips: &str) {
         let mut tests: Vec<_> = output
             .lines()
             .filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "))
@@ -102,7 +105,7 @@ impl Visit {
                 ("ok", None) => "passed",
                 (other, None) => other,
             };
-            self.find(format!("torture `{test}`"), cell, skip);
+            self.find(format!("{suite} `{test}`"), cell, skip);
         }
     }
 
@@ -219,6 +222,7 @@ mod tests {
             "@begin kernel\n6.1.0-56-cloud-amd64 #1 SMP Debian 6.1.192-2 (2026-11-16)\n\n@end 0\n\
              @begin doctor\n{doctor}\n@end 0\n\
              @begin torture\ntest tcp::b ... FAILED\ntest tcp::a ... ok\ntest tcp::c ... ok\n@end {torture}\n\
+             @begin app\ntest wait::auto::any::d ... ok\n@end 0\n\
              @begin skips\nt::tcp::c\tneeds root\n\n@end 0\n@begin warnings\n{warning}@end 0\n"
         )
     }
@@ -241,6 +245,7 @@ mod tests {
             ("torture `tcp::a`", "passed", None),
             ("torture `tcp::b`", "FAILED", None),
             ("torture `tcp::c`", "skipped", Some("needs root")),
+            ("app `wait::auto::any::d`", "passed", None),
         ];
         assert_eq!(found, expected);
         assert!(visit.wrong.is_empty());
