@@ -25,6 +25,11 @@ use crate::wait::SOON;
 /// Where a bpffs is mounted by custom, and where the ambassador looks for it.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
+/// What drops the first packet of each connection, where a firewall drops what matches: the next one comes after a
+/// second, and the handshake takes that long.
+pub const FIRST_SYN: &str =
+    "tcp flags & (syn|ack) == syn tcp sport != @seen add @seen { tcp sport }";
+
 /// Below the range from which the kernel takes the ports of outgoing connections.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
@@ -118,8 +123,16 @@ impl Place {
 
     /// Drops what arrives here and matches.
     pub fn blackhole(&self, matching: &str) -> Result<()> {
+        self.drop_arriving("test", matching)
+    }
+
+    /// The same, by a table of this name, with which it ends.
+    pub fn drop_arriving(&self, table: &str, matching: &str) -> Result<()> {
         self.filter(&format!(
-            "table inet test {{ chain in {{ type filter hook input priority 0; {matching} drop; }}; }}"
+            "table inet {table} {{
+                set seen {{ type inet_service; flags dynamic; size 1024; timeout 1m; }};
+                chain in {{ type filter hook input priority 0; {matching} drop; }};
+            }}"
         ))
     }
 

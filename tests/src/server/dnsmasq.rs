@@ -12,7 +12,8 @@ use crate::process::Process;
 /// A name server on port 53 of its place. Dropping it is the death of DNS.
 #[derive(Debug)]
 pub struct Dnsmasq {
-    process: Process,
+    /// The name server itself.
+    pub process: Process,
     directory: TempDir,
 }
 

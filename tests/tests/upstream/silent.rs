@@ -7,7 +7,7 @@ use ambassador_tests::address::{Address, Family};
 use ambassador_tests::ambassador::Ambassador;
 use ambassador_tests::echo::{Echo, greeted};
 use ambassador_tests::peer::{Listener, Peer};
-use ambassador_tests::place::Place;
+use ambassador_tests::place::{FIRST_SYN, Place};
 use ambassador_tests::pod;
 use ambassador_tests::pod::Pod;
 use ambassador_tests::wait::until_true;
@@ -70,7 +70,7 @@ fn a_handshake_that_takes_a_second_is_no_failure() -> Result<()> {
         let pod = pod!("nft");
         let (first, second) = two_servers(&pod)?;
         let address = first.address().clone();
-        lose_first_syns(&pod, address.port()?)?;
+        pod.upstream.blackhole(&format!("tcp dport {} {FIRST_SYN}", address.port()?))?;
         let endpoints = [&address, second.address()];
         let strict = "eject: { consecutive_failures: 1, for: 1m }";
         let (ambassador, route) = failing_over(way, &pod.inside, endpoints, strict)?;
@@ -152,17 +152,4 @@ fn two_servers(pod: &Pod) -> Result<(Echo, Echo)> {
     let server =
         |name| Ok::<_, anyhow::Error>(Echo::on(listen(pod, pod.upstream.ipv4.into())?, name));
     Ok((server("1")?, server("2")?))
-}
-
-/// The first SYN of each connection is lost; the next one comes after a second.
-fn lose_first_syns(pod: &Pod, port: u16) -> Result<()> {
-    let rules = format!(
-        "table inet test {{
-            set seen {{ type inet_service; flags dynamic; size 1024; timeout 1m; }};
-            chain in {{ type filter hook input priority 0;
-                tcp dport {port} tcp flags & (syn|ack) == syn tcp sport != @seen add @seen {{ tcp sport }} drop;
-            }};
-        }}"
-    );
-    pod.upstream.filter(&rules)
 }
