@@ -1,5 +1,6 @@
 //! Apps that have one conversation after another, each on whatever server it gets.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Scope, ScopedJoinHandle, sleep};
 use std::time::{Duration, Instant};
@@ -47,8 +48,8 @@ pub(crate) struct Call {
     pub(crate) way: Way,
     /// Who answered.
     pub(crate) server: Option<usize>,
-    /// Whether its own socket leads to the server, and not to the loopback.
-    pub(crate) is_direct: bool,
+    /// Its own address, once it was connected.
+    pub(crate) from: Option<SocketAddr>,
     pub(crate) time: (Instant, Instant),
     pub(crate) bytes: usize,
     pub(crate) outcome: Result<()>,
@@ -56,11 +57,12 @@ pub(crate) struct Call {
 
 impl Callers {
     pub(crate) fn new(scene: &Scene) -> Self {
-        let lines = scene.posts.iter().enumerate().map(|(post, it)| Line {
+        let posts = scene.posts();
+        let lines = posts.iter().enumerate().map(|(post, it)| Line {
             post,
             way: it.way,
             place: it.place.clone(),
-            route: it.route.clone(),
+            route: it.theme.route.clone(),
         });
         let (order, talking) = (AtomicUsize::new(CALL), AtomicUsize::new(0));
         Self { lines: lines.collect(), order, talking }
@@ -118,26 +120,32 @@ impl Callers {
     }
 }
 
+impl Call {
+    /// Whether its own socket led to the server, and not to the loopback.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.from.is_some_and(|from| !from.ip().is_loopback())
+    }
+}
+
 impl Line {
     fn call(&self, seed: u64) -> Call {
         let plan = Plan::of(&mut Noise::new(seed));
         let bytes = plan.client.bytes();
-        let (mut server, mut is_direct) = (None, false);
+        let (mut server, mut from) = (None, None);
         let began = Instant::now();
         let talk = || -> Result<()> {
             let peer = self.route.connect()?;
             if self.way == Way::Sockmap {
                 peer.socket().set_nonblocking(true).context("make a client non-blocking")?;
             }
+            from = peer.socket().local_addr()?.as_socket();
             peer.say(&seed.to_le_bytes())?;
             let answer = peer.hear(2)?;
             server = Some(usize::from(u16::from_le_bytes([answer[0], answer[1]])));
-            let own = peer.socket().local_addr()?.as_socket().context("find the own address")?;
-            is_direct = !own.ip().is_loopback();
             plan.client.take_part(peer)
         };
         let outcome = talk();
         let (post, way, time) = (self.post, self.way, (began, Instant::now()));
-        Call { seed, post, way, server, is_direct, time, bytes, outcome }
+        Call { seed, post, way, server, from, time, bytes, outcome }
     }
 }

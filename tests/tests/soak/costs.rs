@@ -7,7 +7,9 @@ use ambassador_tests::server::missing;
 use ambassador_tests::wait::until_true;
 use anyhow::{Context, Result};
 
-use crate::scene::{Post, Scene};
+use crate::post::Post;
+use crate::scene::Scene;
+use crate::variation::Variation;
 
 /// Both ends of those that are kept for the next one that needs one, and the standard outputs.
 const PIPES: usize = 2 * 16 + 2;
@@ -28,13 +30,14 @@ struct Cost {
 
 impl Costs {
     /// With the same configuration each time.
-    pub(crate) fn of(scene: &mut Scene) -> Result<Self> {
-        scene.posts.iter_mut().try_for_each(|post| post.reconfigure(0))?;
+    pub(crate) fn of(scene: &Scene) -> Result<Self> {
+        scene.posts().iter_mut().try_for_each(|post| post.reconfigure(Variation::PLAIN))?;
         Self::now(scene)
     }
 
     fn now(scene: &Scene) -> Result<Self> {
-        let costs = scene.posts.iter().map(|post| {
+        let posts = scene.posts();
+        let costs = posts.iter().map(|post| {
             until_true("the end of all connections", || carries_nothing(post))?;
             Ok((post.way.to_string(), Cost::of(post)?))
         });
@@ -42,7 +45,7 @@ impl Costs {
     }
 
     /// Waits until nothing costs more than it did, but for what is always in motion.
-    pub(crate) fn of_when_not_above(scene: &mut Scene, before: &Self) -> Result<Self> {
+    pub(crate) fn of_when_not_above(scene: &Scene, before: &Self) -> Result<Self> {
         Self::of(scene)?;
         let mut last = None;
         let settled = until_true("what it costs to be what it was", || {

@@ -1,48 +1,75 @@
-//! What goes wrong, one thing after another, by a seed.
+//! What goes wrong, by a seed: by several hands, so that it may be several things at once.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::thread::sleep;
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use ambassador_tests::noise::Noise;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::hurts::Part;
-use crate::scene::Scene;
+use crate::scene::{POSTS, SERVERS, Scene};
+use crate::server::Server;
+use crate::variation::Variation;
 
-/// Every fault is over after this time, and the next one comes within a third of it.
+/// Every fault is over after this time in milliseconds, and the next one by the same hand comes within twice that.
 const LONGEST: u64 = 1500;
+/// The same of all servers at once, which connections outlast that are held.
+const OUTAGE: u64 = 1000;
+const FLAP: Duration = Duration::from_millis(200);
+/// A third of the time none of them does anything, and more often one alone than two or all.
+const HANDS: usize = 3;
 
-pub(crate) struct Faults {
+pub(crate) struct Faults(Vec<Hand>);
+
+/// Does one thing after another.
+struct Hand {
     noise: Noise,
     happened: BTreeMap<&'static str, u32>,
 }
 
 impl Faults {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self { noise: Noise::new(seed), happened: BTreeMap::new() }
+    pub(crate) fn new(noise: &mut Noise) -> Self {
+        let seeds = (0..HANDS).map(|_| noise.below(u64::MAX));
+        let hand = |seed| Hand { noise: Noise::new(seed), happened: BTreeMap::new() };
+        Self(seeds.map(hand).collect())
     }
 
     /// Lets them happen until then, and leaves everything as it was.
-    pub(crate) fn happen(
-        &mut self,
-        scene: &mut Scene,
-        until: Instant,
-        may_kill: bool,
-    ) -> Result<()> {
+    pub(crate) fn happen(&mut self, scene: &Scene, until: Instant, may_kill: bool) -> Result<()> {
+        let noise = &mut self.0[0].noise;
+        scene.posts().iter_mut().try_for_each(|post| post.reconfigure(Variation::of(noise)))?;
+        scope(|scope| {
+            let act = |hand| scope.spawn(move || Hand::act(hand, scene, until, may_kill));
+            let acting: Vec<_> = self.0.iter_mut().map(act).collect();
+            let panicked = |_| anyhow!("a hand panicked");
+            acting.into_iter().map(|it| it.join().map_err(panicked).flatten()).collect()
+        })
+    }
+}
+
+impl Hand {
+    fn act(&mut self, scene: &Scene, until: Instant, may_kill: bool) -> Result<()> {
         while Instant::now() < until {
-            self.last(LONGEST / 3);
-            let kind = self.noise.below(if may_kill { 11 } else { 9 });
+            self.last(2 * LONGEST);
+            let kind = self.noise.below(if may_kill { 17 } else { 15 });
             let (name, happened) = match kind {
-                0 | 1 => ("server killed", self.kill_server(scene, false)),
-                2 => ("server rude", self.kill_server(scene, true)),
-                3 => ("server stopped", self.stop_server(scene)),
-                4 => ("server blackholed", self.blackhole(scene)),
-                5 => ("name moved", scene.rename(self.noise.below(3))),
-                6 => ("configuration changed", self.reconfigure(scene)),
-                7 => ("bad configuration", scene.posts[self.post(scene)].misconfigure()),
-                8 => ("tiers switched off", self.switch_tiers_off(scene)),
+                0 => ("server killed", self.kill_server(scene)),
+                1 => ("server rude", self.replace_by_rude(scene)),
+                2 => ("server stopped", self.stop_server(scene)),
+                3 => ("server blackholed", self.blackhole(scene)),
+                4 => ("server flapping", self.flap(scene)),
+                5 => ("accept queue full", self.fill_queue(scene)),
+                6 => ("handshakes slow", self.slow_handshakes(scene)),
+                7 => ("all servers down", self.kill_all(scene)),
+                8 => ("name moved", scene.names().lead(self.noise.below(3))),
+                9 => ("name unknown", self.forget_name(scene)),
+                10 => ("name server stopped", self.stop_names(scene)),
+                11 => ("name server killed", self.kill_names(scene)),
+                12 => ("configuration changed", self.reconfigure(scene)),
+                13 => ("bad configuration", scene.post(self.post()).misconfigure()),
+                14 => ("tiers switched off", self.switch_tiers_off(scene)),
                 _ => ("ambassador killed", self.kill_ambassador(scene)),
             };
             happened.with_context(|| name.to_owned())?;
@@ -51,58 +78,126 @@ impl Faults {
         Ok(())
     }
 
-    fn kill_server(&mut self, scene: &mut Scene, is_rude: bool) -> Result<()> {
-        let number = self.server(scene);
-        scene.hurt(Part::Server(number), |scene| {
-            let place = scene.pod.upstream.clone();
-            scene.servers[number].kill()?;
-            if is_rude {
-                scene.servers[number].start(&place, true)?;
+    /// Something that hurts a server, and its end.
+    fn hurt_server(
+        &mut self,
+        scene: &Scene,
+        part: fn(usize) -> Part,
+        begin: impl FnOnce(&mut Server) -> Result<()>,
+        end: impl FnOnce(&mut Server) -> Result<()>,
+    ) -> Result<()> {
+        let number = self.noise.below(SERVERS as u64) as usize;
+        let mut server = scene.server(number);
+        scene.hurt(&[part(number)], || {
+            begin(&mut server)?;
+            self.last(LONGEST);
+            end(&mut server)
+        })
+    }
+
+    fn kill_server(&mut self, scene: &Scene) -> Result<()> {
+        self.hurt_server(scene, Part::Server, Server::kill, |it| it.start(false))
+    }
+
+    fn replace_by_rude(&mut self, scene: &Scene) -> Result<()> {
+        let replace = |server: &mut Server, is_rude| {
+            server.kill()?;
+            server.start(is_rude)
+        };
+        self.hurt_server(scene, Part::Server, |it| replace(it, true), |it| replace(it, false))
+    }
+
+    fn stop_server(&mut self, scene: &Scene) -> Result<()> {
+        let (stop, go_on) = (libc::SIGSTOP, libc::SIGCONT);
+        self.hurt_server(scene, Part::Server, |it| it.signal(stop), |it| it.signal(go_on))
+    }
+
+    fn blackhole(&mut self, scene: &Scene) -> Result<()> {
+        self.hurt_server(scene, Part::Server, |it| it.blackhole(), |it| it.lift())
+    }
+
+    fn flap(&mut self, scene: &Scene) -> Result<()> {
+        let mut flaps = 1 + self.noise.below(4);
+        let flap = |server: &mut Server| loop {
+            server.kill()?;
+            sleep(FLAP);
+            server.start(false)?;
+            flaps -= 1;
+            if flaps == 0 {
+                return Ok(());
             }
-            self.last(LONGEST);
-            if is_rude {
-                scene.servers[number].kill()?;
-            }
-            scene.servers[number].start(&place, false)
+            sleep(FLAP);
+        };
+        self.hurt_server(scene, Part::Server, flap, |_| Ok(()))
+    }
+
+    fn fill_queue(&mut self, scene: &Scene) -> Result<()> {
+        let (shut, open) = (libc::SIGUSR1, libc::SIGUSR2);
+        self.hurt_server(scene, Part::Door, |it| it.signal(shut), |it| it.signal(open))
+    }
+
+    fn slow_handshakes(&mut self, scene: &Scene) -> Result<()> {
+        self.hurt_server(scene, Part::Door, |it| it.slow_handshakes(), |it| it.lift())
+    }
+
+    fn kill_all(&mut self, scene: &Scene) -> Result<()> {
+        let mut servers = scene.servers();
+        let parts: Vec<_> = (0..SERVERS).map(Part::Server).collect();
+        scene.hurt(&parts, || {
+            servers.iter_mut().try_for_each(|server| server.kill())?;
+            scene.hurt(&[Part::AllServers], || {
+                self.last(OUTAGE);
+                servers.iter_mut().try_for_each(|server| server.start(false))
+            })
         })
     }
 
-    fn stop_server(&mut self, scene: &mut Scene) -> Result<()> {
-        let number = self.server(scene);
-        scene.hurt(Part::Server(number), |scene| {
-            scene.servers[number].signal(libc::SIGSTOP)?;
+    fn forget_name(&mut self, scene: &Scene) -> Result<()> {
+        let names = scene.names();
+        scene.hurt(&[Part::Names], || {
+            names.know_none()?;
             self.last(LONGEST);
-            scene.servers[number].signal(libc::SIGCONT)
+            names.know_again()
         })
     }
 
-    fn blackhole(&mut self, scene: &mut Scene) -> Result<()> {
-        let number = self.server(scene);
-        scene.hurt(Part::Server(number), |scene| {
-            scene.blackhole(number)?;
+    fn stop_names(&mut self, scene: &Scene) -> Result<()> {
+        let names = scene.names();
+        scene.hurt(&[Part::Names], || {
+            names.signal(libc::SIGSTOP)?;
             self.last(LONGEST);
-            scene.lift_blackhole()
+            names.signal(libc::SIGCONT)
         })
     }
 
-    fn reconfigure(&mut self, scene: &mut Scene) -> Result<()> {
-        let (post, variation) = (self.post(scene), self.noise.below(256));
-        scene.posts[post].reconfigure(variation)
+    fn kill_names(&mut self, scene: &Scene) -> Result<()> {
+        let mut names = scene.names();
+        scene.hurt(&[Part::Names], || {
+            names.kill();
+            self.last(LONGEST);
+            names.revive()
+        })
+    }
+
+    fn reconfigure(&mut self, scene: &Scene) -> Result<()> {
+        scene.post(self.post()).reconfigure(Variation::of(&mut self.noise))
     }
 
     fn switch_tiers_off(&mut self, scene: &Scene) -> Result<()> {
-        let ambassador = scene.posts[self.post(scene)].ambassador()?;
+        let post = scene.post(self.post());
+        let ambassador = post.ambassador()?;
         ambassador.command(&["tier", "all", "splice"])?.success()?;
         self.last(LONGEST);
         ambassador.command(&["tier", "all", "auto"])?.success().map(drop)
     }
 
-    fn kill_ambassador(&mut self, scene: &mut Scene) -> Result<()> {
-        let number = self.post(scene);
-        scene.hurt(Part::Ambassador(number), |scene| {
-            scene.posts[number].kill()?;
+    fn kill_ambassador(&mut self, scene: &Scene) -> Result<()> {
+        let number = self.post();
+        let mut post = scene.post(number);
+        scene.hurt(&[Part::Ambassador(number)], || {
+            post.kill()?;
             self.last(LONGEST);
-            scene.posts[number].start()
+            post.start(Variation::of(&mut self.noise))
         })
     }
 
@@ -111,17 +206,18 @@ impl Faults {
         sleep(Duration::from_millis(self.noise.below(most)));
     }
 
-    fn server(&mut self, scene: &Scene) -> usize {
-        self.noise.below(scene.servers.len() as u64) as usize
-    }
-
-    fn post(&mut self, scene: &Scene) -> usize {
-        self.noise.below(scene.posts.len() as u64) as usize
+    fn post(&mut self) -> usize {
+        self.noise.below(POSTS as u64) as usize
     }
 }
 
-impl fmt::Debug for Faults {
+impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.happened.fmt(f)
+        let mut sums = BTreeMap::<_, u32>::new();
+        for (name, times) in self.0.iter().flat_map(|hand| &hand.happened) {
+            *sums.entry(name).or_default() += times;
+        }
+        let told: Vec<_> = sums.iter().map(|(name, times)| format!("{name} {times}")).collect();
+        f.write_str(&told.join(", "))
     }
 }

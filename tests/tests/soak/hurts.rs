@@ -3,11 +3,17 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Somebody who takes part in conversations.
+/// Something that conversations need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     /// One of the servers.
     Server(usize),
+    /// The way into one of them, on which nobody is refused, and which those who are in need no more.
+    Door(usize),
+    /// All of the servers: not one is there, beside what is told of each.
+    AllServers,
+    /// The name server.
+    Names,
     /// One of the ambassadors.
     Ambassador(usize),
 }
@@ -16,11 +22,12 @@ pub(crate) enum Part {
 #[derive(Debug, Default)]
 pub(crate) struct Hurts(Mutex<Vec<Hurt>>);
 
-#[derive(Debug)]
-struct Hurt {
-    part: Part,
-    began: Instant,
-    ended: Option<Instant>,
+/// One of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hurt {
+    pub(crate) part: Part,
+    pub(crate) began: Instant,
+    pub(crate) ended: Option<Instant>,
 }
 
 impl Hurts {
@@ -37,18 +44,30 @@ impl Hurts {
         });
     }
 
-    /// When one of these was hurt last, in a time that includes some of these moments.
+    /// Those of these in a time that includes some of these moments.
     pub(crate) fn during(
         &self,
         (from, to): (Instant, Instant),
         is_one: impl Fn(Part) -> bool,
-    ) -> Option<Instant> {
+    ) -> Vec<Hurt> {
         let all = self.all();
         let ours = all.iter().filter(|it| is_one(it.part) && it.began <= to);
-        ours.filter(|it| it.ended.is_none_or(|ended| ended >= from)).map(|it| it.began).max()
+        ours.filter(|it| it.ended.is_none_or(|ended| ended >= from)).copied().collect()
     }
 
     fn all(&self) -> MutexGuard<'_, Vec<Hurt>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hurt {
+    /// Who, and when, seen from some moment.
+    pub(crate) fn told(&self, since: Instant) -> String {
+        let seen = |at: Instant| match at.checked_duration_since(since) {
+            Some(after) => after.as_secs_f64(),
+            None => -(since - at).as_secs_f64(),
+        };
+        let ended = self.ended.map_or(f64::INFINITY, seen);
+        format!("{:?} {:.1}..{ended:.1} s", self.part, seen(self.began))
     }
 }
