@@ -170,8 +170,10 @@ fn outcome(ctx: &SockOpsContext, from: u32, started: u64) -> u32 {
             Some(0) if now().saturating_sub(started) < PATIENCE_NS => RESET_BY_APP,
             _ => NEVER_ESTABLISHED,
         },
-        BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => IN_ORDER,
+        BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => IN_ORDER,
         _ => match error(ctx) {
+            // The peer's FIN, as a rule. What ends it otherwise leaves an error.
+            None | Some(0) if from == BPF_TCP_FIN_WAIT2 => IN_ORDER,
             None => RESET,
             // What an app does itself is noted after this, if at all (net/ipv4/tcp.c: `tcp_disconnect`).
             Some(0) => RESET_BY_APP,

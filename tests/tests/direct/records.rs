@@ -22,7 +22,7 @@ const DOWN: usize = 54_321;
 /// How two peers that have carried [`UP`] and [`DOWN`] bytes part, and what is told of it.
 type Parting = (&'static str, fn(Peer, Peer) -> Result<()>, &'static str);
 
-const PARTINGS: [Parting; 9] = [
+const PARTINGS: [Parting; 10] = [
     ("client first", |client, server| close(client, server), "ok"),
     ("server first", |client, server| close(server, client), "ok"),
     ("client half, then server", |client, server| half_close(client, server), "ok"),
@@ -31,6 +31,7 @@ const PARTINGS: [Parting; 9] = [
     ("reset by client", |client, server| reset(client, server), "client_reset"),
     ("reset by server", |client, server| reset(server, client), "upstream_reset"),
     ("client half, reset by server", |client, server| half_reset(client, server), "upstream_reset"),
+    ("client half and heard, reset by server", heard_half_reset, "upstream_reset"),
     ("server half, reset by client", |client, server| half_reset(server, client), "client_reset"),
 ];
 
@@ -62,7 +63,7 @@ fn the_bytes_of_a_connection_are_exact_however_it_ends() -> Result<()> {
             )
         };
         ensure!(total("ok") == Some(5.0));
-        ensure!((total("client_reset"), total("upstream_reset")) == (Some(2.0), Some(2.0)));
+        ensure!((total("client_reset"), total("upstream_reset")) == (Some(2.0), Some(3.0)));
         let active = [("route", ROUTE), ("tier", "direct")];
         ensure!(metrics.sum("ambassador_connections_active", &active) == Some(0.0));
     }
@@ -144,11 +145,7 @@ fn the_bytes_of_an_open_connection_are_told_and_not_counted_again() -> Result<()
 
     // A half-close sends no byte, though it takes a sequence number, once that is acknowledged.
     client.finish()?;
-    until_true("the acknowledgement of the client's end", || {
-        let (cookie, mut acknowledged) = (client.socket().cookie()?, false);
-        each_connection(|it| acknowledged |= it.cookie == cookie && it.state == FIN_WAIT2)?;
-        Ok(acknowledged)
-    })?;
+    until_heard(&client)?;
     ensure!(totals(&ambassador)? == sent, "{:?}", totals(&ambassador)?);
     server.finish()?;
     client.hear_end()?;
@@ -214,6 +211,22 @@ fn half_reset(first: Peer, second: Peer) -> Result<()> {
     second.hear_end()?;
     second.reset()?;
     first.notice_failure().map(drop)
+}
+
+fn heard_half_reset(client: Peer, server: Peer) -> Result<()> {
+    client.finish()?;
+    until_heard(&client)?;
+    server.reset()?;
+    client.notice_failure().map(drop)
+}
+
+/// Waits until the end that a client has sent is acknowledged.
+fn until_heard(client: &Peer) -> Result<()> {
+    until_true("the acknowledgement of the client's end", || {
+        let (cookie, mut acknowledged) = (client.socket().cookie()?, false);
+        each_connection(|it| acknowledged |= it.cookie == cookie && it.state == FIN_WAIT2)?;
+        Ok(acknowledged)
+    })
 }
 
 /// The access record of a connection from this address.
