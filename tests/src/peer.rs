@@ -141,7 +141,11 @@ impl Peer {
     /// Expects to be told, while only listening, that the connection has failed.
     pub fn notice_failure(&self) -> Result<io::Error> {
         until("the connection's failure", SOON, || {
-            self.socket.take_error().context("ask for a socket's error")
+            // Asked first: what fails is told of it before it is over.
+            let is_over = self.socket.peer_addr().is_err();
+            let error = self.socket.take_error().context("ask for a socket's error")?;
+            ensure!(error.is_some() || !is_over, "the connection is over, and not by a failure");
+            Ok(error)
         })
     }
 
