@@ -13,10 +13,12 @@ use crate::scene::{POSTS, SERVERS, Scene};
 use crate::server::Server;
 use crate::variation::Variation;
 
-/// Every fault is over after this time in milliseconds, and the next one by the same hand comes within twice that.
-const LONGEST: u64 = 1500;
+/// Every fault is over after this time, in milliseconds: enough to be taken for lost.
+const LONGEST: u64 = 2000;
 /// The same of all servers at once, which connections outlast that are held.
 const OUTAGE: u64 = 1000;
+/// So long a hand rests.
+const REST: u64 = 3000;
 const FLAP: Duration = Duration::from_millis(200);
 /// A third of the time none of them does anything, and more often one alone than two or all.
 const HANDS: usize = 3;
@@ -52,7 +54,7 @@ impl Faults {
 impl Hand {
     fn act(&mut self, scene: &Scene, until: Instant, may_kill: bool) -> Result<()> {
         while Instant::now() < until {
-            self.last(2 * LONGEST);
+            self.last(REST);
             let kind = self.noise.below(if may_kill { 17 } else { 15 });
             let (name, happened) = match kind {
                 0 => ("server killed", self.kill_server(scene)),

@@ -76,12 +76,13 @@ impl Variation {
             false => String::new(),
         };
         let either = |number, one, other| if self.bit(number) { one } else { other };
-        let health = either(7, "health: { check: tcp, interval: 200ms }", "");
+        let checks = "health: { check: tcp, interval: 200ms, timeout: 700ms, fall: 2 }";
+        let health = either(7, checks, "");
         let limit = either(8, "5000", "10000");
         let hold = if self.holds() { HOLD } else { Duration::ZERO }.as_secs();
         // More than there are callers, with which the kernel counts.
         let each = either(10, ", per_endpoint: { max_connections: 500, max_pending: 200 }", "");
-        let timeout = either(11, "3s", "1s");
+        let timeout = either(11, "3s", "700ms");
         let unhealthy = if self.closes() { "close" } else { "keep" };
         format!(
             "version: 1
