@@ -3,8 +3,8 @@
 //!
 //! # Layout
 //! - Waiting and doubt: [`wait`], [`skip`], [`noise`].
-//! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`], real containers by [`podman`], and a
-//!   [`kernel`] that is watched.
+//! - Where things run: [`place`], [`pod`], [`cgroup`], [`process`] and its [`family`], real containers by
+//!   [`podman`], and a [`kernel`] that is watched.
 //! - The product under test: [`ambassador`], seen through [`http`], [`metrics`] and its [`pins`], the [`way`]
 //!   a test's connections take, and the simplest case of it, a [`front`].
 //! - Whoever else is in the kernel: a [`stranger`].
@@ -16,6 +16,7 @@ pub mod ambassador;
 pub mod cgroup;
 pub mod conversation;
 pub mod echo;
+pub mod family;
 pub mod front;
 pub mod http;
 pub mod kernel;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::family;
 use crate::wait::until;
 
 /// How long output may trickle in after the process that wrote it has ended.
@@ -89,6 +90,17 @@ impl Process {
             self.name,
             std::io::Error::last_os_error()
         );
+        Ok(())
+    }
+
+    /// Sends a signal to it, and then to all that it has started.
+    pub fn signal_family(&self, signal: libc::c_int) -> Result<()> {
+        let family = family::of(self.id());
+        self.signal(signal)?;
+        for member in &family[1..] {
+            // SAFETY: no memory is involved. One that has ended needs no signal.
+            unsafe { libc::kill(member.cast_signed(), signal) };
+        }
         Ok(())
     }
 

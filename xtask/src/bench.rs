@@ -4,7 +4,6 @@ mod catalogue;
 mod chart;
 mod cpu;
 mod failing;
-mod family;
 mod gallery;
 mod limits;
 pub(crate) mod load;

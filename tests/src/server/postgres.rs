@@ -1,6 +1,7 @@
 //! PostgreSQL.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -46,7 +47,7 @@ impl Postgres {
     /// Makes a cluster of this kind and starts it in `place`.
     pub fn start_with(place: &Place, kind: Kind) -> Result<Self> {
         let home = Home::of("postgres")?;
-        let data = home.path().join("data");
+        let data = data(&home);
         let secret = home.path().join("password");
         std::fs::write(&secret, PASSWORD).context("write the password")?;
         let initdb = ["--no-sync", "--auth-local=trust", "--username=postgres", "--locale=C.UTF-8"];
@@ -59,7 +60,10 @@ impl Postgres {
                 .arg(&data),
             START,
         )?;
-        let hba = format!("local all all trust\nhost all all all {}\n", kind.login);
+        let login = kind.login;
+        let hba = format!(
+            "local all all trust\nhost all all all {login}\nhost replication all all {login}\n"
+        );
         std::fs::write(data.join("pg_hba.conf"), hba).context("write pg_hba.conf")?;
         if kind.standby {
             // A standby without a primary: it is in recovery for good, and may be read.
@@ -86,19 +90,36 @@ impl Postgres {
                 format!("ssl_cert_file={}", certificate.display()),
             ];
         }
+        Self::serve(place, home, &encryption)
+    }
 
+    /// Makes a copy of another cluster, which asks for no password, and has it follow that from `place`.
+    pub fn following(place: &Place, primary: &Self) -> Result<Self> {
+        let home = Home::of("postgres")?;
+        let (host, port) = (primary.address.ip().to_string(), primary.address.port().to_string());
+        run(
+            home.command(place, "pg_basebackup")?
+                .args(["-h", &host, "-p", &port, "-U", "postgres", "--no-sync"])
+                .args(["--checkpoint=fast", "--write-recovery-conf", "--pgdata"])
+                .arg(data(&home)),
+            START,
+        )?;
+        Self::serve(place, home, &[])
+    }
+
+    fn serve(place: &Place, home: Home, options: &[String]) -> Result<Self> {
         let address = SocketAddr::from((place.ipv4, place.port()?));
         let mut process = Process::start(
             home.command(place, "postgres")?
                 .arg("-D")
-                .arg(&data)
+                .arg(data(&home))
                 .args(["-p", &address.port().to_string(), "-c", "listen_addresses=*"])
                 .arg("-c")
                 .arg(format!("unix_socket_directories={}", home.path().display()))
                 .args(["-c", "fsync=off", "-c", "max_connections=100"])
                 // In its directory, which goes with it however it ends.
                 .args(["-c", "dynamic_shared_memory_type=mmap"])
-                .args(encryption),
+                .args(options),
         )?;
         // The socket exists before its server answers; a session proves that it does.
         accepting(place, &mut process, &address.into())?;
@@ -132,10 +153,15 @@ impl Postgres {
     }
 }
 
+fn data(home: &Home) -> PathBuf {
+    home.path().join("data")
+}
+
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // Killed outright it would leave its shared memory behind, so it gets to quit first.
-        // Whatever goes wrong, the process is killed next.
+        // Killed outright it would leave its shared memory behind, so it gets to quit first, and what is stopped
+        // could not. Whatever goes wrong, the process is killed next.
+        let _ = self.process.signal_family(libc::SIGCONT);
         let _ = self.process.signal(libc::SIGQUIT).and_then(|()| {
             until("the end of PostgreSQL", Duration::from_secs(10), || self.process.ended())
         });

@@ -3,9 +3,8 @@
 use std::time::Instant;
 
 use ambassador::bench::cpu::{Busy, Cpus, running, times_of};
+use ambassador_tests::family;
 use anyhow::Result;
-
-use super::family;
 
 /// What something cost.
 #[derive(Clone, Copy)]

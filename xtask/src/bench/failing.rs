@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 
+use ambassador_tests::family;
 use ambassador_tests::place::Place;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-
-use super::family;
 
 /// A way to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

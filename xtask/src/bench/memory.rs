@@ -2,9 +2,8 @@
 
 use std::fs;
 
+use ambassador_tests::family;
 use anyhow::{Context, Result};
-
-use super::family;
 
 /// Bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]

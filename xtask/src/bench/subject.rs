@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ambassador_tests::cgroup;
+use ambassador_tests::family;
 use ambassador_tests::http;
 use ambassador_tests::place::Place;
 use ambassador_tests::process::Process;
@@ -21,7 +22,6 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::catalogue::{Kind, Load};
-use super::family;
 use peer::Peer;
 use reload::{Reload, Version};
 use standby::Standby;

@@ -1,9 +1,9 @@
-//! A process and its descendants: a proxy may fork for each connection.
+//! A process and its descendants: a server or a proxy may fork for each connection.
 
 use std::fs;
 
 /// The process first, then those it has started that still run, and theirs.
-pub(crate) fn of(process: u32) -> Vec<u32> {
+pub fn of(process: u32) -> Vec<u32> {
     let mut family = vec![process];
     let mut asked = 0;
     while let Some(&member) = family.get(asked) {
@@ -31,6 +31,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::wait::{SOON, until};
 
     #[test]
     fn grandchildren_belong_to_the_family() {
@@ -40,14 +41,10 @@ mod tests {
             .stdin(Stdio::piped())
             .spawn()
             .expect("start a shell");
-        let family = ambassador_tests::wait::until(
-            "a family of three",
-            ambassador_tests::wait::SOON,
-            || {
-                let family = of(shell.id());
-                Ok((family.len() == 3).then_some(family))
-            },
-        );
+        let family = until("a family of three", SOON, || {
+            let family = of(shell.id());
+            Ok((family.len() == 3).then_some(family))
+        });
         drop(shell.stdin.take());
         shell.wait().expect("wait for the shell");
         assert_eq!(family.expect("three generations")[0], shell.id());
