@@ -29,6 +29,9 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "dnsmasq-base",
     "bpftool",
     "python3",
+    "python3-redis",
+    "python3-psycopg",
+    "python3-psycopg-pool",
     "util-linux",
     "valgrind",
     // Real containers of the manifests.

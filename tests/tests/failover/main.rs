@@ -2,6 +2,10 @@
 //! way; what fails is what was on a connection to the primary, and no answer is wrong. How long it takes is for
 //! `cargo xtask bench`.
 
+mod client_pool;
+mod clients;
+mod replicated;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -16,6 +20,7 @@ use anyhow::{Context, Result, ensure};
 const MEMBERS: usize = 16;
 /// Longer than any call may take here: what fails has been told so.
 const PATIENCE: Duration = Duration::from_secs(10);
+const CHECKED: &str = "health: { check: redis, interval: 200ms, timeout: 200ms, fall: 2, rise: 2 }";
 
 /// The kernel ends the connections of a dead process before it closes what that listened on: one that is made in
 /// between is accepted, and reset (fs/file_table.c and kernel/task_work.c: what is put off first is done last).
@@ -40,7 +45,7 @@ fn fails_over(signal: libc::c_int, at_most: usize) -> Result<()> {
 fn fails_over_by(way: Way, signal: libc::c_int, at_most: usize) -> Result<()> {
     let here = Place::here();
     let [primary, standby] = [Redis::start(&here)?, Redis::start(&here)?];
-    let (ambassador, route) = before(way, &primary, &standby)?;
+    let (ambassador, route) = before(way, [primary.address, standby.address], CHECKED)?;
     let mut pool = Pool::start(route, Dialect::Redis, MEMBERS, PATIENCE);
     pool.until_served_by(primary.address.port())?;
     primary.process.signal(signal)?;
@@ -57,8 +62,8 @@ fn fails_over_by(way: Way, signal: libc::c_int, at_most: usize) -> Result<()> {
     Ok(())
 }
 
-/// An ambassador in front of these, the first of which is preferred.
-fn before(way: Way, primary: &Redis, standby: &Redis) -> Result<(Ambassador, SocketAddr)> {
+/// An ambassador in front of these, the first of which is preferred, that knows more of its upstream.
+fn before(way: Way, servers: [SocketAddr; 2], more: &str) -> Result<(Ambassador, SocketAddr)> {
     let here = Place::here();
     let route = SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()?));
     let config = format!(
@@ -68,10 +73,10 @@ upstreams:
   db:
     endpoints: ['{}', '{}']
     balance: failover
-    health: {{ check: redis, interval: 200ms, timeout: 200ms, fall: 2, rise: 2 }}
     on_unhealthy: close
+    {more}
 ",
-        primary.address, standby.address
+        servers[0], servers[1]
     );
     Ok((way.launch(&here)?.config(&config)?.start()?, route))
 }
