@@ -60,14 +60,9 @@ fn connect_bound(to: &Address) -> Result<Peer> {
 /// The only connection there is now, as `connections` tells it, once there is one alone.
 fn the_connection(ambassador: &Ambassador) -> Result<Value> {
     until("one connection", SOON, || {
-        let all = connections(ambassador)?;
+        let all = ambassador.connections()?;
         Ok(if let [one] = &all[..] { Some(one.clone()) } else { None })
     })
-}
-
-fn connections(ambassador: &Ambassador) -> Result<Vec<Value>> {
-    let told = ambassador.command(&["connections", "--json"])?.success()?;
-    told.lines().map(|line| serde_json::from_str(line).context("parse a connection")).collect()
 }
 
 /// Which tier carries this client's connection.
@@ -75,7 +70,7 @@ fn tier_of(ambassador: &Ambassador, client: &Peer) -> Result<String> {
     let local = client.socket().local_addr()?.as_socket().context("find the client's address")?;
     let local = SocketAddr::new(local.ip().to_canonical(), local.port()).to_string();
     until(&format!("the connection of {local}"), SOON, || {
-        let all = connections(ambassador)?;
+        let all = ambassador.connections()?;
         let ours = all.iter().find(|it| it["peer"] == *local);
         Ok(ours.map(|it| it["tier"].as_str().unwrap_or_default().to_owned()))
     })
@@ -105,7 +100,7 @@ fn tally(held: &[(String, Peer)]) -> std::collections::BTreeMap<&str, usize> {
 
 /// Expects that all of these took the tier, not the listener.
 fn all_are_direct(ambassador: &Ambassador, held: &[(String, Peer)]) -> Result<()> {
-    let told = connections(ambassador)?;
+    let told = ambassador.connections()?;
     for (_, client) in held {
         let local = client.socket().local_addr()?.as_socket().context("find an address")?;
         let tier = told.iter().find(|it| it["peer"] == *local.to_string()).map(|it| &it["tier"]);

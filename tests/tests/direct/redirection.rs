@@ -17,9 +17,7 @@ use ambassador_tests::wait::{SOON, until_true};
 use ambassador_tests::way::Way;
 use ambassador_tests::{needs, pod, skip};
 
-use crate::{
-    connect_bound, connections, is_direct, listen, loopback, start, the_connection, tier_of,
-};
+use crate::{connect_bound, is_direct, listen, loopback, start, the_connection, tier_of};
 
 #[test]
 fn an_app_in_another_namespace_is_left_alone() -> Result<()> {
@@ -148,7 +146,7 @@ fn a_socket_may_connect_elsewhere_after_it_was_redirected() -> Result<()> {
     let client = Peer::of(socket)?;
     ensure!(client.hear(1)? == b"o");
     ensure!(peer_of(&client)? == other.address().tcp()?, "{}", peer_of(&client)?);
-    ensure!(connections(&ambassador)?.is_empty(), "it is taken for one of ours");
+    ensure!(ambassador.connections()?.is_empty(), "it is taken for one of ours");
     Ok(())
 }
 
@@ -166,7 +164,7 @@ fn the_ambassador_s_own_connections_are_left_alone() -> Result<()> {
         .start()?;
     let client = connect_bound(&outer)?;
     ensure!(client.hear(1)? == b"e");
-    let told = connections(&ambassador)?;
+    let told = ambassador.connections()?;
     let mut carried: Vec<_> = told.iter().map(|it| (&it["route"], &it["tier"])).collect();
     carried.sort_unstable_by_key(|(route, _)| route.as_str());
     let carried = format!("{carried:?}");
@@ -174,10 +172,10 @@ fn the_ambassador_s_own_connections_are_left_alone() -> Result<()> {
     drop(client);
 
     // An app is led to the address that the outer route leads to, and no further.
-    until_true("the end of both", || Ok(connections(&ambassador)?.is_empty()))?;
+    until_true("the end of both", || Ok(ambassador.connections()?.is_empty()))?;
     let (greeting, _client) = greeted(&outer, 1)?;
     ensure!(greeting == "e");
-    until_true("both halves", || Ok(connections(&ambassador)?.len() == 2))
+    until_true("both halves", || Ok(ambassador.connections()?.len() == 2))
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn connections_survive_a_kill_and_the_next_ambassador_tells_of_them() -> Result<
     ensure!(record["outcome"] == "ok" && record["bytes_down"] == 1, "{record}");
     ensure!(status(&after)?["connections"] == 2, "{}", status(&after)?);
     let new = scene.connect()?;
-    ensure!(connections(&after)?.len() == 3);
+    ensure!(after.connections()?.len() == 3);
     held.ask(b"and now?", b"and now?")?;
     drop((held, orphan, new));
     until_true("three more records", || Ok(after.access_records("tier", "direct")?.len() == 4))?;
@@ -263,18 +263,11 @@ fn is_refused(launch: Launch, why: &str) -> Result<()> {
 
 /// The only route, as `status` tells it.
 fn status(ambassador: &Ambassador) -> Result<Value> {
-    let told = ambassador.command(&["status", "--json"])?.success()?;
-    let told: Value = serde_json::from_str(&told).context("parse the status")?;
-    Ok(told["routes"][0].clone())
-}
-
-fn connections(ambassador: &Ambassador) -> Result<Vec<Value>> {
-    let told = ambassador.command(&["connections", "--json"])?.success()?;
-    told.lines().map(|line| serde_json::from_str(line).context("parse a connection")).collect()
+    Ok(ambassador.status()?["routes"][0].clone())
 }
 
 /// What carries each of the connections.
 fn tiers(ambassador: &Ambassador) -> Result<Vec<String>> {
-    let told = connections(ambassador)?;
+    let told = ambassador.connections()?;
     Ok(told.iter().map(|it| it["tier"].as_str().unwrap_or_default().to_owned()).collect())
 }

@@ -166,10 +166,8 @@ fn the_kernel_s_maps_do_not_fill_up() -> Result<()> {
 fn tier_of(ambassador: &Ambassador, client: &Peer) -> Result<String> {
     let local = client.socket().local_addr()?.as_socket().context("find the client's address")?;
     let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), local.port());
-    let told = ambassador.command(&["connections", "--json"])?.success()?;
-    let all = told.lines().map(|line| serde_json::from_str(line).context("parse a connection"));
-    let all: Vec<Value> = all.collect::<Result<_>>()?;
-    let ours = all.iter().find(|it| it["peer"] == local.to_string());
-    let ours = ours.with_context(|| format!("find {local} in {told}"))?;
+    let told = ambassador.connections()?;
+    let ours = told.iter().find(|it| it["peer"] == local.to_string());
+    let ours = ours.with_context(|| format!("find {local} in {told:?}"))?;
     Ok(ours["tier"].as_str().unwrap_or_default().to_owned())
 }
