@@ -13,6 +13,7 @@ use ambassador_tests::way::Way;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::silent::ways;
 use crate::{balanced_with, dead, hold, tally};
 
 const QUICK: &str = "eject: { consecutive_failures: 3, for: 500ms }";
@@ -117,8 +118,7 @@ fn a_client_that_leaves_while_it_is_held_gives_its_place_back() -> Result<()> {
     let (ambassador, route) = balanced_with(Way::Splice, "failover", &[(&address, 1)], hold)?;
     let count = |expected: usize| {
         until_true(&format!("{expected} connections"), || {
-            let all = ambassador.command(&["connections", "--json"])?.success()?;
-            Ok(all.lines().count() == expected)
+            Ok(ambassador.connections()?.len() == expected)
         })
     };
     let client = route.connect()?;
@@ -188,9 +188,7 @@ fn a_connection_is_held_until_an_endpoint_can_be_reached() -> Result<()> {
     let hold = "connect: { hold: 30s }";
     let (ambassador, route) = balanced_with(Way::Splice, "failover", &[(&address, 1)], hold)?;
     let client = route.connect()?;
-    until_true("a connection that waits", || {
-        Ok(ambassador.command(&["connections", "--json"])?.success()?.lines().count() == 1)
-    })?;
+    until_true("a connection that waits", || Ok(ambassador.connections()?.len() == 1))?;
     let _back = Echo::on(address.listen()?, "b");
     ensure!(client.hear(1)? == b"b");
     Ok(())
@@ -230,6 +228,45 @@ fn no_connection_fails_while_it_could_be_held() -> Result<()> {
                 let before = missed()?;
                 Ok(greeted(&route, 1).is_ok() && missed()? == before)
             })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_to_what_is_ejected_end_only_where_that_is_wanted() -> Result<()> {
+    for way in ways()? {
+        for wanted in [true, false] {
+            let (first, second) = (Echo::greeting("1")?, Echo::greeting("2")?);
+            let address = first.address().clone();
+            let endpoints = [(&address, 1), (second.address(), 1)];
+            let on_unhealthy = if wanted { "close" } else { "keep" };
+            let more = format!("{QUICK}\n    on_unhealthy: {on_unhealthy}");
+            let (ambassador, route) = balanced_with(way, "failover", &endpoints, &more)?;
+            let (_, app) = greeted(&route, 1)?;
+            // A shortcut is opened for what goes on.
+            (0..3).try_for_each(|_| app.ask(b"still here?", b"still here?"))?;
+            let told = ambassador.connections()?;
+            ensure!(told[0]["tier"] == way.to_string(), "{way}: {told:?}");
+            // It accepts nobody any more, and goes on serving whom it has accepted.
+            drop(first);
+            let _ = greeted(&route, 1);
+            until_is(&ambassador, &address, false).with_context(|| format!("{way}"))?;
+            if !wanted {
+                app.ask(b"still here?", b"still here?").with_context(|| format!("{way}"))?;
+                continue;
+            }
+            let error = app.notice_failure().with_context(|| format!("{way}"))?;
+            let expected = [libc::ECONNRESET, libc::ECONNABORTED];
+            ensure!(
+                error.raw_os_error().is_some_and(|it| expected.contains(&it)),
+                "{way}: {error}"
+            );
+            until_true("the record", || {
+                Ok(ambassador.access_records("outcome", "host_lost")?.len() == 1)
+            })
+            .with_context(|| format!("{way}"))?;
+            ensure!(tally(&hold(&route, 5)?) == [("2", 5)].into(), "{way}");
         }
     }
     Ok(())

@@ -1,6 +1,9 @@
 //! Each kind of check against a real server that passes it, fails it and comes back; what becomes of the share of
 //! one that is back, and of the checks of a route that is gone. Where user space decides and where the kernel does.
 
+use std::thread::scope;
+use std::time::{Duration, Instant};
+
 use ambassador_tests::address::{Address, Family};
 use ambassador_tests::ambassador::{Ambassador, Launch};
 use ambassador_tests::echo::Echo;
@@ -13,7 +16,7 @@ use ambassador_tests::server::nginx::Nginx;
 use ambassador_tests::server::postgres::{Kind, Postgres};
 use ambassador_tests::wait::{SOON, until, until_true};
 use ambassador_tests::way::Way;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::ejection::{endpoints_of, until_is};
 use crate::health::by_whom;
@@ -189,6 +192,33 @@ fn only_so_many_checks_in_a_row_take_it_out_or_bring_it_back() -> Result<()> {
         }
         check.say(format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n").as_bytes())?;
     }
+    Ok(())
+}
+
+/// A tenth earlier or later, so that those of many Pods do not come together. It is the same on every tier.
+#[test]
+fn checks_do_not_keep_to_one_beat() -> Result<()> {
+    const CHECKS: usize = 12;
+    let servers = (0..8).map(|_| Listener::new(Family::Tcp)).collect::<Result<Vec<_>>>()?;
+    let endpoints: Vec<_> = servers.iter().map(|server| (server.address(), 1)).collect();
+    let more = "health: { check: tcp, interval: 500ms, timeout: 10s, fall: 3, rise: 2 }";
+    let (_ambassador, _) = balanced_with(Way::Splice, "failover", &endpoints, more)?;
+    let rests = scope(|scope| {
+        let seen = |server: &Listener| -> Result<Vec<Duration>> {
+            let times = (0..CHECKS).map(|_| server.accept().map(|_| Instant::now()));
+            let times = times.collect::<Result<Vec<_>>>()?;
+            Ok(times.windows(2).map(|pair| pair[1] - pair[0]).collect())
+        };
+        let all = servers.iter().map(|server| scope.spawn(move || seen(server)));
+        // All at the same time.
+        let all: Vec<_> = all.collect();
+        let joined = all.into_iter().map(|it| it.join().map_err(|_| anyhow!("it panicked"))?);
+        Ok::<_, anyhow::Error>(joined.collect::<Result<Vec<_>>>()?.concat())
+    })?;
+    // A quarter of them each comes 0.95, 1.0, 1.05 and 1.1 intervals after the one before.
+    let before = rests.iter().filter(|rest| **rest < Duration::from_millis(487)).count();
+    let after = rests.iter().filter(|rest| **rest > Duration::from_millis(512)).count();
+    ensure!(before >= 6 && after >= 6, "it rested {rests:?}");
     Ok(())
 }
 

@@ -2,8 +2,10 @@
 
 mod balance;
 mod ejection;
+mod hash;
 mod health;
 mod kinds;
+mod limits;
 mod returning;
 mod silent;
 
@@ -24,7 +26,6 @@ use ambassador_tests::process::run;
 use ambassador_tests::server::dnsmasq::Dnsmasq;
 use ambassador_tests::wait::{SOON, until, until_true};
 use ambassador_tests::way::Way;
-use serde_json::Value;
 
 #[test]
 fn failover_takes_the_first_endpoint_that_works() -> Result<()> {
@@ -288,14 +289,9 @@ fn named(pod: &Pod, port: u16) -> Result<(Ambassador, Address)> {
 
 /// Expects all connections that are open to be redirected where the way is `direct`, and none elsewhere.
 fn are_direct_or_not(ambassador: &Ambassador, way: Way) -> Result<()> {
-    let told = ambassador.command(&["connections", "--json"])?.success()?;
-    let tiers = told.lines().map(|line| {
-        let told: Value = serde_json::from_str(line).context("parse a connection")?;
-        Ok(told["tier"].clone())
-    });
-    let tiers = tiers.collect::<Result<Vec<_>>>()?;
-    let as_it_is = tiers.iter().all(|tier| (tier == "direct") == (way == Way::Direct));
-    ensure!(as_it_is && !tiers.is_empty(), "{way}: carried by {tiers:?}");
+    let told = ambassador.connections()?;
+    let as_it_is = told.iter().all(|it| (it["tier"] == "direct") == (way == Way::Direct));
+    ensure!(as_it_is && !told.is_empty(), "{way}: carried by {told:?}");
     Ok(())
 }
 
