@@ -15,6 +15,7 @@ use ambassador_tests::way::Way;
 
 mod kernel;
 mod refused;
+mod shortcuts;
 mod storm;
 mod triggers;
 

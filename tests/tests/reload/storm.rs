@@ -57,8 +57,7 @@ fn nobody_is_refused_while_endpoints_change_a_hundred_times() -> Result<()> {
         let before = before.context("look at the costs")?;
         until_true("what it costs to be what it was", || {
             // Everybody else's is given back as connections end.
-            let after = Costs::of(&ambassador)?;
-            Ok(after.files <= before.files + 2 && after.kib <= before.kib + 4096)
+            Ok(Costs::of(&ambassador)?.are_not_above(&before))
         })
         .with_context(|| format!("by {way}: {before:?}, then {:?}", Costs::of(&ambassador)))?;
         until_true("figures of routes that are gone to go", || {
@@ -86,19 +85,25 @@ fn storm(to: &Address, stop: &AtomicBool, made: &AtomicU64) -> Result<()> {
     Ok(())
 }
 
+/// What a process costs.
 #[derive(Debug)]
-struct Costs {
+pub(crate) struct Costs {
     files: usize,
     kib: u64,
 }
 
 impl Costs {
-    fn of(ambassador: &Ambassador) -> Result<Self> {
+    pub(crate) fn of(ambassador: &Ambassador) -> Result<Self> {
         let process = format!("/proc/{}", ambassador.process.id());
         let status = fs::read_to_string(format!("{process}/status"))?;
         let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("find it")?;
         let kib = kib.split_whitespace().next().context("find the number")?.parse()?;
         Ok(Self { files: fs::read_dir(format!("{process}/fd"))?.count(), kib })
+    }
+
+    /// But for what is always in motion.
+    pub(crate) fn are_not_above(&self, before: &Self) -> bool {
+        self.files <= before.files + 2 && self.kib <= before.kib + 4096
     }
 }
 
