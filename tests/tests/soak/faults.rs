@@ -46,7 +46,7 @@ impl Faults {
             let act = |hand| scope.spawn(move || Hand::act(hand, scene, until, may_kill));
             let acting: Vec<_> = self.0.iter_mut().map(act).collect();
             let panicked = |_| anyhow!("a hand panicked");
-            acting.into_iter().map(|it| it.join().map_err(panicked).flatten()).collect()
+            acting.into_iter().try_for_each(|it| it.join().map_err(panicked).flatten())
         })
     }
 }
