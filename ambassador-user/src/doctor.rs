@@ -10,7 +10,7 @@ use crate::datapath;
 use crate::datapath::kernel;
 use crate::datapath::known_bad::{self, Known};
 use crate::datapath::obstacle::Obstacle;
-use crate::datapath::selftest::{Check, Found};
+use crate::datapath::selftest::{Check, Fact, Found, Outcome};
 use crate::privileges;
 use crate::tier::{Ladder, REQUIRED_TIER_MISSING, SOCKMAP_IS_NOTICED, TIERS};
 
@@ -27,6 +27,8 @@ pub struct Report {
     known_bugs: Vec<Known>,
     /// What was tried of the kernel tiers.
     checks: Vec<Tried>,
+    /// What apps can notice of them.
+    facts: Vec<Noticed>,
 }
 
 /// One check of the self-test.
@@ -34,7 +36,20 @@ pub struct Report {
 struct Tried {
     tier: String,
     check: &'static str,
-    passed: bool,
+    /// Nothing if it cannot be tried here.
+    passed: Option<bool>,
+    /// Why it failed, or cannot be tried.
+    detail: Option<String>,
+}
+
+/// Something that ordinary sockets do, and those that a tier serves may not.
+#[derive(Debug, Serialize)]
+struct Noticed {
+    tier: String,
+    fact: &'static str,
+    /// Nothing if it is not known.
+    holds: Option<bool>,
+    /// Why it is not known.
     detail: Option<String>,
 }
 
@@ -84,16 +99,22 @@ impl Report {
         let found = kernel::examine(cgroup);
         let ladder = Ladder::probe(kernel_tiers(&found));
         let obstacle = found.as_ref().err().map(ToString::to_string);
-        let checks =
-            |found: Found| (found.direct.unwrap_or_default(), found.sockmap.unwrap_or_default());
-        let (direct, sockmap) = found.map(checks).unwrap_or_default();
+        let tried =
+            |it: Found| (it.direct.unwrap_or_default(), it.sockmap.unwrap_or_default(), it.facts);
+        let (direct, sockmap, facts) = found.map(tried).unwrap_or_default();
         let of = |tier: Tier| {
-            move |Check { name, failure }| Tried {
-                tier: tier.to_string(),
-                check: name,
-                passed: failure.is_none(),
-                detail: failure,
+            move |Check { name, outcome }| {
+                let (passed, detail) = match outcome {
+                    Outcome::Passed => (Some(true), None),
+                    Outcome::Skipped(why) => (None, Some(why)),
+                    Outcome::Failed(why) => (Some(false), Some(why)),
+                };
+                Tried { tier: tier.to_string(), check: name, passed, detail }
             }
+        };
+        let fact = |Fact { name, holds }| {
+            let tier = Tier::Sockmap.to_string();
+            Noticed { tier, fact: name, holds: holds.as_ref().ok().copied(), detail: holds.err() }
         };
         let direct = direct.into_iter().map(of(Tier::Direct));
         let checks = direct.chain(sockmap.into_iter().map(of(Tier::Sockmap)));
@@ -121,6 +142,7 @@ impl Report {
                 .collect(),
             known_bugs: known_bad::here(),
             checks: checks.collect(),
+            facts: facts.into_iter().map(fact).collect(),
         }
     }
 
@@ -152,10 +174,22 @@ impl fmt::Display for Report {
                 None => writeln!(f, "{tier:<8} works")?,
                 Some(reason) => writeln!(f, "{tier:<8} no: {reason}")?,
             }
-            for Tried { check, detail, .. } in self.checks.iter().filter(|it| it.tier == *tier) {
-                match detail {
-                    None => writeln!(f, "  ok      {check}")?,
-                    Some(why) => writeln!(f, "  failed  {check}: {why}")?,
+            for tried in self.checks.iter().filter(|it| it.tier == *tier) {
+                let Tried { check, detail, .. } = tried;
+                let why = detail.as_deref().unwrap_or_default();
+                match tried.passed {
+                    Some(true) => writeln!(f, "  ok      {check}")?,
+                    Some(false) => writeln!(f, "  failed  {check}: {why}")?,
+                    None => writeln!(f, "  skipped {check}: {why}")?,
+                }
+            }
+            for noticed in self.facts.iter().filter(|it| it.tier == *tier) {
+                let Noticed { fact, detail, .. } = noticed;
+                let why = detail.as_deref().unwrap_or_default();
+                match noticed.holds {
+                    Some(true) => writeln!(f, "  fact    {fact}: yes")?,
+                    Some(false) => writeln!(f, "  fact    {fact}: no")?,
+                    None => writeln!(f, "  fact    {fact}: not known: {why}")?,
                 }
             }
             if let Some(note) = note {

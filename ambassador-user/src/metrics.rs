@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::config::Tier;
-use crate::datapath::selftest::Found;
+use crate::datapath::selftest::{Found, Outcome};
 use crate::process;
 use crate::upstream::Upstream;
 use endpoints::Endpoints;
@@ -154,9 +154,13 @@ impl Metrics {
     pub fn self_test(&self, found: &Found) {
         for (tier, tried) in [(Tier::Direct, &found.direct), (Tier::Sockmap, &found.sockmap)] {
             for check in tried.iter().flatten() {
+                let passed = match check.outcome {
+                    Outcome::Passed => 1,
+                    Outcome::Failed(_) => 0,
+                    Outcome::Skipped(_) => continue,
+                };
                 let labels = vec![("tier", tier.to_string()), ("check", check.name.to_owned())];
-                let passed = check.failure.is_none();
-                self.selftest_result.get_or_create(&labels).set(passed.into());
+                self.selftest_result.get_or_create(&labels).set(passed);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The kernel half in force: found pinned, or loaded, tried and attached; and given up in order.
 
 mod adopted;
+mod examined;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -11,15 +12,16 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 use self::adopted::Adopted;
+pub use self::examined::examine;
 use super::messages::Messages;
 use super::obstacle::{self, Obstacle};
 use super::pins::{Owner, Pins};
 use super::programs::{Links, Maps, Programs};
-use super::selftest::{Check, Extent, Found};
+use super::selftest::{Extent, Found};
 use super::sockmap::Sockmap;
 use super::tables::{Ends, Settings, Tables};
 use super::{cgroup, known_bad, object, selftest};
-use crate::config::{Acceleration, Cgroup, Config, InFlight};
+use crate::config::{Acceleration, Config, InFlight};
 use crate::privileges;
 
 /// Room for routes that a later configuration may have.
@@ -193,8 +195,7 @@ impl<'a> Attached<'a> {
     }
 
     fn examine(&self, extent: Extent) -> Result<Found> {
-        let (no_direct, no_sockmap) = (self.programs.no_direct(), self.programs.no_sockmap());
-        selftest::run(&self.maps, no_direct, no_sockmap, self.cgroup, extent)
+        selftest::run(&self.maps, &self.programs, self.cgroup, extent, None)
     }
 
     fn leave_out_direct(&mut self, why: String) {
@@ -298,38 +299,6 @@ pub fn load_for(config: &Config, owner: Owner, lifetime: Lifetime) -> Result<(),
         info!(uid = owner.uid, gid = owner.gid, "pinned at {}", pins.directory().display());
     }
     Ok(())
-}
-
-/// Tries the kernel half, and leaves nothing behind.
-pub fn examine(choice: &Cgroup) -> Result<Found, Obstacle> {
-    if let Err(obstacle) = obstacle::to_load() {
-        // Somebody else may have loaded it for us.
-        return examine_pins().unwrap_or(Err(obstacle));
-    }
-    let cgroup = cgroup::find(choice).map_err(Obstacle::NoCgroup)?;
-    let attached = Attached::to(&cgroup, 1)?;
-    attached.examine(Extent::DOCTOR).map_err(Obstacle::Refused)
-}
-
-/// What is pinned here, if anything is; an obstacle if it is another user's, or an ambassador holds it.
-fn examine_pins() -> Option<Result<Found, Obstacle>> {
-    let pins = match Pins::find(&default_instance().ok()?) {
-        Ok(pins) => pins?,
-        Err(error) => {
-            let error =
-                error.context("`ambassador explain` asks the one that runs here, if one does");
-            return Some(Err(Obstacle::NotOurs(error)));
-        }
-    };
-    let pinned = match Adopted::from(&pins, &Acceleration::default()) {
-        Ok(pinned) => pinned,
-        Err(error) => return Some(Err(Obstacle::NotOurs(error))),
-    };
-    let counts_waiting_bytes = pinned.counts_waiting_bytes();
-    let adopted = || vec![Check { name: "what is pinned here can be taken over", failure: None }];
-    let direct = pinned.no_direct().map_or_else(|| Ok(adopted()), Err);
-    let sockmap = pinned.sockmap.map(|_| adopted());
-    Some(Ok(Found { direct, sockmap, counts_waiting_bytes }))
 }
 
 /// Whether anything is pinned for this instance.

@@ -30,6 +30,7 @@ use crate::config::InFlight;
 use crate::proxy::shortcut::{Shortcut, Shortcuts};
 use crate::throttle::Throttle;
 use flow::Flow;
+pub(super) use flow::is_diverted;
 use places::Places;
 use shared::Shared;
 

@@ -46,13 +46,13 @@ fn a_hundred_reloads_leave_connections_and_costs_as_they_were() -> Result<()> {
         let ambassador = way.launch_in(&place)?.config(&text(0))?.start()?;
         let kept = (0..KEPT).map(|_| connect(&busy)).collect::<Result<Vec<_>>>()?;
         let load = Load { busy: &busy, kept: &kept };
-        load.during(|| reload(&ambassador, &text, 1..=RELOADS / 10))
+        load.during(|| reload(&ambassador, text, 1..=RELOADS / 10))
             .with_context(|| format!("by {way}"))?;
         only_the_kept_are_left(&ambassador, way)?;
         let before = (Costs::of(&ambassador)?, entries(&place)?);
 
         let made = load
-            .during(|| reload(&ambassador, &text, RELOADS / 10 + 1..=RELOADS))
+            .during(|| reload(&ambassador, text, RELOADS / 10 + 1..=RELOADS))
             .with_context(|| format!("by {way}"))?;
         ensure!(made > RELOADS, "by {way}: no load at all");
         only_the_kept_are_left(&ambassador, way)?;

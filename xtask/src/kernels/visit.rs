@@ -84,8 +84,20 @@ impl Visit {
             }
         }
         for Check { tier, check, passed, detail } in doctor.checks {
-            let cell = if passed { "passed" } else { "failed" };
-            self.find(format!("`{tier}`{who}: {check}"), cell, detail.filter(|_| !passed));
+            let cell = match passed {
+                Some(true) => "passed",
+                Some(false) => "failed",
+                None => "skipped",
+            };
+            self.find(format!("`{tier}`{who}: {check}"), cell, detail);
+        }
+        for Fact { tier, fact, holds, detail } in doctor.facts {
+            let cell = match holds {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "not known",
+            };
+            self.find(format!("`{tier}`{who}: {fact}"), cell, detail);
         }
     }
 
@@ -121,6 +133,8 @@ struct Doctor {
     tiers: Vec<Tier>,
     #[serde(default)]
     checks: Vec<Check>,
+    #[serde(default)]
+    facts: Vec<Fact>,
 }
 
 #[derive(Deserialize)]
@@ -142,7 +156,17 @@ struct Tier {
 struct Check {
     tier: String,
     check: String,
-    passed: bool,
+    /// Nothing if it could not be tried there.
+    passed: Option<bool>,
+    detail: Option<String>,
+}
+
+/// What apps can notice.
+#[derive(Deserialize)]
+struct Fact {
+    tier: String,
+    fact: String,
+    holds: Option<bool>,
     detail: Option<String>,
 }
 
@@ -206,7 +230,9 @@ mod tests {
     const DOCTOR: &str = r#"{"kernel":"x","ebpf":{"embedded":true,"loads":true,"obstacle":null},
         "tiers":[{"tier":"direct","works":false,"reason":"too old"},
             {"tier":"sockmap","works":true,"reason":null,"note":"noticed"}],
-        "checks":[{"tier":"direct","check":"rewrites","passed":false,"detail":"EPERM"}]}"#;
+        "checks":[{"tier":"direct","check":"rewrites","passed":false,"detail":"EPERM"},
+            {"tier":"direct","check":"rewrites IPv6","passed":null,"detail":"no IPv6"}],
+        "facts":[{"tier":"sockmap","fact":"counts","holds":true,"detail":null}]}"#;
 
     /// What it says where the verifier refuses none of the programs.
     fn working() -> String {
@@ -228,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tier_and_check_is_a_finding_with_its_reason() -> Result<()> {
+    fn every_tier_check_and_fact_is_a_finding_with_its_reason() -> Result<()> {
         let visit = Visit::here(&told_by(DOCTOR, 0, ""))?;
         assert_eq!(visit.kernel, "6.1.192 (here)");
         let found: Vec<_> = visit
@@ -242,6 +268,8 @@ mod tests {
             ("`sockmap`", "works", None),
             ("`auto` takes `sockmap` unasked", "no", Some("noticed")),
             ("`direct`: rewrites", "failed", Some("EPERM")),
+            ("`direct`: rewrites IPv6", "skipped", Some("no IPv6")),
+            ("`sockmap`: counts", "yes", None),
             ("torture `tcp::a`", "passed", None),
             ("torture `tcp::b`", "FAILED", None),
             ("torture `tcp::c`", "skipped", Some("needs root")),
@@ -275,7 +303,7 @@ mod tests {
         let told = told(0, "");
         let cut = told.find("@begin torture").context("find the torture")?;
         let visit = Visit::to_a_machine(&told[..cut], Err(anyhow::anyhow!("out of time")))?;
-        assert_eq!(visit.findings.last().map(|it| it.cell.as_str()), Some("failed"));
+        assert_eq!(visit.findings.last().map(|it| it.cell.as_str()), Some("yes"));
         assert!(visit.wrong.contains(&"out of time".to_owned()), "{:?}", visit.wrong);
         Ok(())
     }

@@ -8,13 +8,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Socket, Type};
 use tokio::runtime::Runtime;
 
 use super::{Check, Clock, listen};
 use crate::config::InFlight;
 use crate::datapath::programs::Maps;
-use crate::datapath::sockmap::{Enrol, Sockmap};
+use crate::datapath::sockmap::{Enrol, Sockmap, is_diverted};
 use crate::proxy::shortcut::{Shortcut, Shortcuts};
 
 /// Less than the default, so that it is used up in an instant.
@@ -22,14 +23,14 @@ pub(super) const BUDGET: InFlight = InFlight {
     bytes: NonZeroU32::new(64 * 1024).expect("64 KiB are not 0"),
     messages: NonZeroU32::new(1024).expect("1024 are not 0"),
 };
-const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const PIECE: usize = 8 * 1024;
+pub(super) const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+pub(super) const PIECE: usize = 8 * 1024;
 
 type Attempt = fn(&Bench) -> Result<()>;
 
 /// A listener and an upstream, and what the relay runs in.
 pub(super) struct Bench {
-    sockmap: Sockmap,
+    pub(super) sockmap: Sockmap,
     listener: TcpListener,
     upstream: TcpListener,
     pub(super) runtime: Runtime,
@@ -58,12 +59,19 @@ impl Bench {
     }
 
     pub(super) fn try_all(&self) -> Vec<Check> {
-        let tries: [(&str, Attempt); 12] = [
+        let tries: [(&str, Attempt); 16] = [
             ("a client's bytes go straight to the upstream", Self::redirects),
             ("acknowledgements are followed", Self::follows_acknowledgements),
             ("what exceeds the budget takes the native way", Self::keeps_the_budget),
             ("a client's end is heard", Self::hears_the_end),
             ("a blocking client is left alone", Self::leaves_blocking_clients_alone),
+            ("a client that turns blocking is given back", Self::gives_back_who_turns_blocking),
+            ("a zero-copy client is left alone", Self::leaves_zero_copy_clients_alone),
+            (
+                "a client that turns to zero-copy is given back",
+                Self::gives_back_who_turns_to_zero_copy,
+            ),
+            ("a client that polls is told what there is", Self::tells_who_polls),
             ("the server may speak first", Self::server_may_speak_first),
             ("early bytes stay the first", Self::early_bytes_stay_the_first),
             ("each side may end its half", Self::each_side_may_end_its_half),
@@ -78,11 +86,19 @@ impl Bench {
     pub(super) fn connect(&self, nonblocking: bool) -> Result<Connection> {
         let client = self.stream()?;
         client.set_nonblocking(nonblocking)?;
-        match client.connect(&self.listener.local_addr()?.into()) {
+        self.connect_from(client, &self.listener)
+    }
+
+    pub(super) fn connect_from(
+        &self,
+        client: Socket,
+        listener: &TcpListener,
+    ) -> Result<Connection> {
+        match client.connect(&listener.local_addr()?.into()) {
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
             other => other.context("connect to the listener")?,
         }
-        let accepted = self.clock.accepted(&self.listener).context("the client did not arrive")?;
+        let accepted = self.clock.accepted(listener).context("the client did not arrive")?;
         let ours = self.stream()?;
         self.sockmap.prepare(ours.as_fd());
         ours.connect(&self.upstream.local_addr()?.into()).context("connect to the upstream")?;
@@ -90,7 +106,7 @@ impl Bench {
         Ok(Connection { client: client.into(), accepted, ours, server })
     }
 
-    fn stream(&self) -> Result<Socket> {
+    pub(super) fn stream(&self) -> Result<Socket> {
         let stream = Socket::new(Domain::IPV4, Type::STREAM, None).context("open a socket")?;
         // For connect(2) too, which else would try for minutes.
         stream.set_write_timeout(Some(self.clock.step()))?;
@@ -160,9 +176,66 @@ impl Bench {
     }
 
     fn leaves_blocking_clients_alone(&self) -> Result<()> {
-        let connection = self.connect(false)?;
-        ensure!(self.open(&connection).is_err(), "its socket was enrolled");
+        self.is_left_alone(&self.connect(false)?)
+    }
+
+    fn leaves_zero_copy_clients_alone(&self) -> Result<()> {
+        let client = self.stream()?;
+        client.set_nonblocking(true)?;
+        want_completions(&client)?;
+        self.is_left_alone(&self.connect_from(client, &self.listener)?)
+    }
+
+    /// When the tier is closed, or gone.
+    pub(super) fn enrols_nobody(&self) -> Result<()> {
+        self.is_left_alone(&self.connect(true)?)
+    }
+
+    fn is_left_alone(&self, connection: &Connection) -> Result<()> {
+        ensure!(self.open(connection).is_err(), "its socket was enrolled");
+        ensure!(!is_diverted(connection.client.as_fd()), "its socket is not an ordinary one");
         Ok(())
+    }
+
+    fn gives_back_who_turns_blocking(&self) -> Result<()> {
+        self.gives_back_who(|client| Ok(client.set_nonblocking(false)?))
+    }
+
+    fn gives_back_who_turns_to_zero_copy(&self) -> Result<()> {
+        self.gives_back_who(want_completions)
+    }
+
+    /// With the next piece of a client whose app would notice from now on.
+    fn gives_back_who(&self, turns: impl FnOnce(&TcpStream) -> Result<()>) -> Result<()> {
+        let (mut connection, shortcut) = self.enrolled()?;
+        ensure!(is_diverted(connection.client.as_fd()), "its socket was not enrolled");
+        turns(&connection.client)?;
+        connection.client.write_all(b"natively")?;
+        let heard = connection.accepted.read_exact(&mut [0; 8]);
+        heard.context("its bytes did not take the native way")?;
+        ensure!(shortcut.is_settled(connection.ours.as_fd()), "the account is not even");
+        ensure!(!is_diverted(connection.client.as_fd()), "its socket is still enrolled");
+        Ok(())
+    }
+
+    fn tells_who_polls(&self) -> Result<()> {
+        let (mut connection, _shortcut) = self.enrolled()?;
+        let Connection { client, accepted, .. } = &mut connection;
+        let has_nothing_to_read = |client: &mut TcpStream| {
+            let told = polled(client)?;
+            ensure!(told == PollFlags::OUT, "where nothing is to be read it is told {told:?}");
+            let read = client.read(&mut [0]);
+            let at_once = read.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+            ensure!(at_once, "where nothing is to be read it is {read:?}");
+            Ok(())
+        };
+        has_nothing_to_read(client)?;
+        accepted.write_all(b"hello")?;
+        self.clock.wait("it is not told that it can read", || {
+            Ok(polled(client)?.contains(PollFlags::IN).then_some(()))
+        })?;
+        client.read_exact(&mut [0; 5])?;
+        has_nothing_to_read(client)
     }
 
     pub(super) fn counts_waiting_bytes(&self) -> Result<bool> {
@@ -180,6 +253,30 @@ pub(super) fn within_budget(shortcut: &dyn Shortcut, given: u64) -> Result<()> {
     let allowed = u64::from(BUDGET.bytes.get()) + given;
     let carried = shortcut.carried();
     ensure!(carried <= allowed, "{carried} bytes were carried, {allowed} may be");
+    Ok(())
+}
+
+/// What poll(2) says of a socket, at once.
+pub(super) fn polled(stream: &TcpStream) -> Result<PollFlags> {
+    let mut asked = [PollFd::new(stream, PollFlags::IN | PollFlags::OUT)];
+    poll(&mut asked, Some(&Timespec::default())).context("poll")?;
+    Ok(asked[0].revents())
+}
+
+/// Sets SO_ZEROCOPY.
+pub(super) fn want_completions(stream: &impl AsRawFd) -> Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the pointer and the length describe `on`, which the kernel only reads.
+    let failed = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    ensure!(failed == 0, "SO_ZEROCOPY: {}", std::io::Error::last_os_error());
     Ok(())
 }
 

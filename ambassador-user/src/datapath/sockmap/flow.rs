@@ -223,14 +223,15 @@ fn widen(upstream: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(size as u64)
 }
 
-/// Whether a program of somebody else's sockmap, perhaps that of another ambassador, decides about what is sent
-/// on C. What it takes elsewhere C never accepts, and it need not keep the order with what is redirected to C.
+/// Whether a program of a sockmap decides about what is sent on a socket. On C that is somebody else's, perhaps
+/// that of another ambassador: what it takes elsewhere C never accepts, and it need not keep the order with what
+/// is redirected to C.
 ///
 /// Nothing tells, so it is tried: a message without bytes, with ancillary data that make no sense, is refused by TCP
 /// (net/ipv4/tcp.c: `tcp_sendmsg_locked`), and never looked at where such a program would be asked about each
 /// piece of it (net/ipv4/tcp_bpf.c: `tcp_bpf_sendmsg`). A socket that was reset in this instant may tell of it here,
 /// and then no more: the relay knows that it cannot rely on being told.
-fn is_diverted(upstream: BorrowedFd<'_>) -> bool {
+pub(in crate::datapath) fn is_diverted(socket: BorrowedFd<'_>) -> bool {
     // Its length, which comes first, does not even cover itself.
     let mut nonsense = [0_u64; 2];
     // SAFETY: integers and pointers only, for which zeros are values.
@@ -239,7 +240,7 @@ fn is_diverted(upstream: BorrowedFd<'_>) -> bool {
     message.msg_controllen = size_of_val(&nonsense) as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the message has no name and no bytes, and its ancillary data live as long as the call.
-    unsafe { libc::sendmsg(upstream.as_raw_fd(), &raw const message, flags) == 0 }
+    unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) == 0 }
 }
 
 /// Bytes that C has ever accepted to be sent, its SYN counted as one. Acknowledgements that come in
