@@ -173,7 +173,13 @@ impl Pins {
     fn remove_files(&self) -> Result<()> {
         for part in [LINKS, MAPS] {
             let Some(directory) = self.directory.sub(part)? else { continue };
-            for name in directory.names()? {
+            let mut names = directory.names()?;
+            // What redirects goes before what counts.
+            names.sort();
+            for name in names {
+                if part == LINKS {
+                    detach(&directory.entry(&name));
+                }
                 fs::remove_file(directory.entry(&name))
                     .with_context(|| format!("remove {}", directory.path.join(name).display()))?;
             }
@@ -271,6 +277,29 @@ fn cgroup_of(pin: &Path) -> Result<u64> {
     let info = fs::read_to_string(&info).with_context(|| format!("read {info}"))?;
     let id = info.lines().find_map(|line| line.strip_prefix("cgroup_id:"));
     id.context("find the cgroup of a link")?.trim().parse().context("read the cgroup of a link")
+}
+
+/// Detaches what a pinned link attaches, as far as it is ours to open. That goes with the pin as well, but in the
+/// kernel's own time, in which what is to go would still redirect (kernel/bpf/syscall.c: `bpf_link_put`).
+fn detach(pin: &Path) {
+    /// The part of `union bpf_attr` that this command reads.
+    #[repr(C)]
+    struct Attributes {
+        descriptor: u32,
+    }
+    const BPF_LINK_DETACH: libc::c_int = 34;
+
+    let Ok(link) = open(pin) else { return };
+    let attributes = Attributes { descriptor: link.as_raw_fd().cast_unsigned() };
+    // SAFETY: the pointer is to what lives until the call returns. One that fails changes nothing.
+    unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_DETACH,
+            &raw const attributes,
+            size_of::<Attributes>(),
+        )
+    };
 }
 
 /// bpf(2) `BPF_OBJ_GET`, for what aya wraps without showing its descriptor.

@@ -292,7 +292,7 @@ fn a_program_of_others_that_undoes_ours_is_found_out_by_the_self_test() -> Resul
     scene.cgroup = below.path().to_owned();
     scene.is_lower(
         &[],
-        "the self-test failed: bytes are counted and the end is told: it was not told",
+        "the self-test failed: bytes are counted and the end is told: its end was not told",
     )
 }
 
