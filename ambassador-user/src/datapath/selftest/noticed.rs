@@ -27,7 +27,12 @@ impl Bench {
             ("MSG_ZEROCOPY is completed", Self::completes_zero_copy),
         ];
         let fact = |(name, ask): (_, Question)| {
-            let holds = ask(self).map_err(|error| format!("{error:#}"));
+            // What is to be tried after it matters more.
+            let holds = if self.clock.left() > 3 * WOKEN {
+                ask(self).map_err(|error| format!("{error:#}"))
+            } else {
+                Err("there was no time left to ask".to_owned())
+            };
             Fact { name, holds }
         };
         questions.into_iter().map(fact).collect()
