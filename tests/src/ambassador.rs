@@ -234,6 +234,12 @@ impl Ambassador {
         told.lines().map(|line| serde_json::from_str(line).context("parse a connection")).collect()
     }
 
+    /// What carries each of them.
+    pub fn tiers(&self) -> Result<Vec<String>> {
+        let all = self.connections()?;
+        Ok(all.iter().map(|it| it["tier"].as_str().unwrap_or_default().to_owned()).collect())
+    }
+
     /// Waits until its admin port answers `path` with this status.
     pub fn until_answers(&self, path: &str, status: u16) -> Result<()> {
         until_true(&format!("{path} to answer {status}"), || Ok(self.get(path)?.status == status))

@@ -288,7 +288,7 @@ upstreams: {{ u: {{ endpoints: ['{server}'] }} }}
     /// Whether what a client sends takes a shortcut by now.
     fn has_shortcut(&self) -> Result<bool> {
         let ambassador = self.ambassador.as_ref().context("find the ambassador")?;
-        Ok(ambassador.connections()?.iter().any(|it| it["tier"] == "sockmap"))
+        Ok(ambassador.tiers()?.iter().any(|tier| tier == "sockmap"))
     }
 }
 
@@ -338,7 +338,7 @@ impl Wire {
 }
 
 /// A few bytes each way.
-fn exchange(client: &Peer, server: &Peer) -> Result<()> {
+pub fn exchange(client: &Peer, server: &Peer) -> Result<()> {
     client.say(b"question")?;
     ensure!(server.hear(8)? == b"question");
     server.say(b"answer")?;

@@ -291,15 +291,9 @@ fn detach(pin: &Path) {
 
     let Ok(link) = open(pin) else { return };
     let attributes = Attributes { descriptor: link.as_raw_fd().cast_unsigned() };
-    // SAFETY: the pointer is to what lives until the call returns. One that fails changes nothing.
-    unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_LINK_DETACH,
-            &raw const attributes,
-            size_of::<Attributes>(),
-        )
-    };
+    // One that fails changes nothing.
+    // SAFETY: the attributes are those of the command, and point to nothing.
+    let _ = unsafe { bpf(BPF_LINK_DETACH, &attributes) };
 }
 
 /// bpf(2) `BPF_OBJ_GET`, for what aya wraps without showing its descriptor.
@@ -315,16 +309,24 @@ fn open(pin: &Path) -> Result<OwnedFd> {
 
     let path = CString::new(pin.as_os_str().as_bytes()).context("name a pin")?;
     let attributes = Attributes { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
-    // SAFETY: both pointers are to what lives until the call returns.
-    let opened = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of::<Attributes>())
-    };
-    let opened = i32::try_from(opened).unwrap_or(-1);
-    if opened < 0 {
-        return Err(io::Error::last_os_error().into());
-    }
+    // SAFETY: the attributes are those of the command, and the path lives until the call returns.
+    let opened = unsafe { bpf(BPF_OBJ_GET, &attributes) }?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(opened) })
+}
+
+/// bpf(2), for what aya does not do.
+///
+/// # Safety
+/// The attributes must be those that the command reads, and what they point to must live until it returns.
+unsafe fn bpf<A>(command: libc::c_int, attributes: &A) -> io::Result<libc::c_int> {
+    let attributes: *const A = attributes;
+    // SAFETY: the caller's promise; the attributes themselves live throughout.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<A>()) };
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has each of two directories take the place of the other; says whether this kernel can (Linux 5.17).

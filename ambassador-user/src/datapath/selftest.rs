@@ -14,11 +14,13 @@ mod sockmap;
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use socket2::SockRef;
 
 use super::cgroup::Visit;
 use super::kernel;
@@ -243,6 +245,10 @@ impl Clock {
         stream.set_read_timeout(Some(self.step()))?;
         Ok(Some(stream))
     }
+}
+
+fn reset(stream: impl AsFd) -> Result<()> {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).context("reset")
 }
 
 fn listen(address: impl Into<IpAddr>) -> Result<TcpListener> {

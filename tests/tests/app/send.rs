@@ -8,7 +8,7 @@ use std::time::Duration;
 use ambassador_tests::noise::Noise;
 use ambassador_tests::peer::{Peer, turn_on};
 use ambassador_tests::wait::{SOON, until};
-use ambassador_tests::way::{Way, Wire};
+use ambassador_tests::way::{Way, Wire, exchange};
 use ambassador_tests::{on_every_way, skip};
 use anyhow::{Context, Result, ensure};
 use io_uring::types::{Fd, SubmitArgs, Timespec};
@@ -65,13 +65,7 @@ fn zero_copy_sends_are_completed(wire: &Wire) -> Result<()> {
 
 /// Once the second answer has come back, `sockmap` carries what the client sends next.
 fn until_latched(client: &Peer, server: &Peer) -> Result<()> {
-    for _ in 0..2 {
-        client.say(b"question")?;
-        ensure!(server.hear(8)? == b"question");
-        server.say(b"answer")?;
-        ensure!(client.hear(6)? == b"answer");
-    }
-    Ok(())
+    (0..2).try_for_each(|_| exchange(client, server))
 }
 
 /// A relay has one stream on each side, so that an urgent byte arrives in line.

@@ -48,7 +48,7 @@ fn two_capabilities_are_enough() -> Result<()> {
     let caps = ["setpriv", "--inh-caps=-all", "--bounding-set=-all,+bpf,+net_admin", "--"];
     let ambassador = scene.launch()?.in_kernel("direct")?.under(&caps).start()?;
     let client = greeted(&scene.route, 1)?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
+    ensure!(ambassador.tiers()? == ["direct"]);
     drop(client);
     ambassador.end()
 }
@@ -116,7 +116,7 @@ fn locked_memory_does_not_matter() -> Result<()> {
     let limited = ["prlimit", "--memlock=0:0", "--"];
     let ambassador = scene.launch()?.in_kernel("direct")?.under(&limited).start()?;
     let _client = greeted(&scene.route, 1)?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
+    ensure!(ambassador.tiers()? == ["direct"]);
     Ok(())
 }
 
@@ -151,7 +151,7 @@ fn a_cgroup_that_goes_takes_redirection_with_it_and_nothing_else() -> Result<()>
     until_true("the app's record", || Ok(ambassador.access_records("tier", "direct")?.len() == 1))?;
     drop(cgroup);
     let client = greeted(&scene.route, 1)?;
-    ensure!(tiers(&ambassador)? == ["splice"]);
+    ensure!(ambassador.tiers()? == ["splice"]);
     drop(client);
     ambassador.end()
 }
@@ -164,7 +164,7 @@ fn without_a_bpffs_the_programs_end_with_the_process() -> Result<()> {
         run(scene.place.command("mount").args(words), SOON)?;
         let ambassador = scene.launch()?.in_kernel("direct")?.start()?;
         let (_, client) = greeted(&scene.route, 1)?;
-        ensure!(tiers(&ambassador)? == ["direct"]);
+        ensure!(ambassador.tiers()? == ["direct"]);
         let log = ambassador.log()?;
         let told = log.iter().filter(|line| line.to_string().contains("however that ends"));
         ensure!(told.count() == 1, "{log:?}");
@@ -266,7 +266,7 @@ fn full_maps_are_harmless() -> Result<()> {
     };
     until_true("the program's word in the log", || Ok(said()? > 0))?;
     ensure!(said()? <= 1 + begun.elapsed().as_secs(), "it was said {} times", said()?);
-    ensure!(tiers(&ambassador)? == ["direct"], "{:?}", tiers(&ambassador)?);
+    ensure!(ambassador.tiers()? == ["direct"], "{:?}", ambassador.tiers()?);
     let peer = unlisted.socket().local_addr()?.as_socket().context("find an address")?.to_string();
     unlisted.ask(b"hello", b"hello")?;
     drop((first, unlisted));
@@ -277,7 +277,7 @@ fn full_maps_are_harmless() -> Result<()> {
     let ambassador = scene.launch()?.in_kernel("direct")?.start()?;
     scene.fill("TARGETS", 32, 56, 16 * 1024)?;
     let client = greeted(&scene.route, 1)?;
-    ensure!(tiers(&ambassador)? == ["splice"], "{:?}", tiers(&ambassador)?);
+    ensure!(ambassador.tiers()? == ["splice"], "{:?}", ambassador.tiers()?);
     drop(client);
     ambassador.end()
 }
@@ -322,7 +322,7 @@ impl Scene {
         let launch = || Ok::<_, anyhow::Error>(self.launch()?.cgroup(&self.cgroup).under(wrapper));
         let ambassador = launch()?.start()?;
         let client = greeted(&self.route, 1)?;
-        ensure!(tiers(&ambassador)? == ["splice"], "{:?}", tiers(&ambassador)?);
+        ensure!(ambassador.tiers()? == ["splice"], "{:?}", ambassador.tiers()?);
         let explained = ambassador.command(&["explain"])?.success()?;
         let line =
             explained.lines().find(|line| line.trim_start().starts_with("direct: not used: "));
@@ -377,10 +377,4 @@ fn attach_of(one: &Cgroup, other: &Cgroup, shares: bool) -> Result<()> {
     let mut words = vec!["cgroup", "attach", &path, "cgroup_inet4_connect", "id", &connect4];
     words.extend(shares.then_some("multi"));
     bpftool(&words).map(drop)
-}
-
-/// What carries each of the connections.
-fn tiers(ambassador: &Ambassador) -> Result<Vec<String>> {
-    let all = ambassador.connections()?;
-    Ok(all.iter().map(|it| it["tier"].as_str().unwrap_or_default().to_owned()).collect())
 }

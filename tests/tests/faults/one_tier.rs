@@ -29,7 +29,7 @@ fn sockmap_carries_where_the_connect_hooks_cannot_be_attached() -> Result<()> {
     app.args(["-c", TALKATIVE, &scene.route.port()?.to_string()]);
     below.start_in(&mut app)?;
     let app = Process::start(&mut app)?;
-    until_true("the shortcut", || Ok(tiers(&ambassador)? == ["sockmap"]))?;
+    until_true("the shortcut", || Ok(ambassador.tiers()? == ["sockmap"]))?;
     drop(app);
     ambassador.end()
 }
@@ -111,9 +111,9 @@ upstreams: {{ u: {{ endpoints: ['{}'] }} }}
         ensure!(client.hear(1)? == b"e");
         // Who goes on gets a shortcut.
         (0..8).try_for_each(|_| client.ask(b"hello", b"hello"))?;
-        ensure!(tiers(ambassador)? == [tier], "{:?}", tiers(ambassador)?);
+        ensure!(ambassador.tiers()? == [tier], "{:?}", ambassador.tiers()?);
         drop(client);
-        until_true("the end of the connection", || Ok(tiers(ambassador)?.is_empty()))
+        until_true("the end of the connection", || Ok(ambassador.tiers()?.is_empty()))
     }
 }
 

@@ -12,7 +12,7 @@ use ambassador_tests::wait::{SOON, until_true};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{INSTANCE, Scene, USER, is_refused, status, tiers};
+use crate::{INSTANCE, Scene, USER, is_refused, status};
 
 const STRANGER: u32 = 65_533;
 
@@ -29,10 +29,10 @@ fn what_was_loaded_is_taken_over_without_privileges() -> Result<()> {
     let told: Value = serde_json::from_str(&told).context("parse the status")?;
     ensure!(told["user"] == USER && told["capabilities"] == "none", "{told}");
     let held = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
+    ensure!(ambassador.tiers()? == ["direct"]);
     ambassador.command(&["tier", "all", "splice"])?.success()?;
     let relayed = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["splice", "direct"], "{:?}", tiers(&ambassador)?);
+    ensure!(ambassador.tiers()? == ["splice", "direct"], "{:?}", ambassador.tiers()?);
     drop(relayed);
     ambassador.command(&["tier", "all", "auto"])?.success()?;
 
@@ -64,7 +64,7 @@ fn what_was_loaded_once_goes_with_the_clean_end_of_its_user() -> Result<()> {
     scene.connect().context("connect by the last good table")?;
     let ambassador = run().context("after a kill")?;
     let held = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
+    ensure!(ambassador.tiers()? == ["direct"]);
     drop(held);
     ambassador.end()?;
     ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
@@ -124,7 +124,7 @@ fn a_pod_s_part_of_the_bpffs_is_enough() -> Result<()> {
     );
     let ambassador = scene.launch()?.by_user(USER)?.start()?;
     let client = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
+    ensure!(ambassador.tiers()? == ["direct"]);
     drop(client);
     ambassador.end()?;
     ensure!(pinned()?.is_empty(), "left behind: {:?}", pinned()?);

@@ -117,7 +117,7 @@ fn the_next_ambassador_s_lower_tier_is_obeyed() -> Result<()> {
     let next = Launch::new(&scene.place)?.flag("--instance", INSTANCE).flag("--tier", "splice");
     let next = next.route(format!("routed:{}={}", scene.route, scene.echo.address())).start()?;
     let client = scene.connect()?;
-    ensure!(tiers(&next)? == ["splice"], "{:?}", tiers(&next)?);
+    ensure!(next.tiers()? == ["splice"], "{:?}", next.tiers()?);
     drop(client);
     next.end()?;
     ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
@@ -154,7 +154,7 @@ fn what_is_in_use_is_left_to_its_user() -> Result<()> {
     let loaded = scene.load(INSTANCE, cgroup::of_this_process()?)?;
     ensure!(loaded.stderr.contains("is in use by another ambassador"), "{loaded:?}");
     let _client = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
+    ensure!(ambassador.tiers()? == ["direct"]);
     Ok(())
 }
 
@@ -169,7 +169,7 @@ fn a_half_made_instance_is_made_anew_or_removed() -> Result<()> {
         make()?;
         let ambassador = scene.launch()?.start()?;
         let _client = scene.connect()?;
-        ensure!(tiers(&ambassador)? == ["direct"]);
+        ensure!(ambassador.tiers()? == ["direct"]);
         ambassador.end()?;
         ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
 
@@ -264,10 +264,4 @@ fn is_refused(launch: Launch, why: &str) -> Result<()> {
 /// The only route, as `status` tells it.
 fn status(ambassador: &Ambassador) -> Result<Value> {
     Ok(ambassador.status()?["routes"][0].clone())
-}
-
-/// What carries each of the connections.
-fn tiers(ambassador: &Ambassador) -> Result<Vec<String>> {
-    let told = ambassador.connections()?;
-    Ok(told.iter().map(|it| it["tier"].as_str().unwrap_or_default().to_owned()).collect())
 }

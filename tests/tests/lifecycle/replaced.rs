@@ -12,7 +12,7 @@ use ambassador_tests::{installed, needs};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{INSTANCE, Scene, USER, is_refused, tiers};
+use crate::{INSTANCE, Scene, USER, is_refused};
 
 #[test]
 fn what_another_version_left_is_replaced_by_who_may_and_refused_by_others() -> Result<()> {
@@ -64,7 +64,7 @@ fn what_another_build_left_is_replaced_by_who_may_and_told_of_by_others() -> Res
     let ambassador = scene.launch()?.by_user(USER)?.start()?;
     until_true("a warning", || told(&ambassador, "which is of another build; `ambassador load`"))?;
     let client = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
+    ensure!(ambassador.tiers()? == ["direct"]);
     drop(client);
     ambassador.end()?;
 
@@ -75,7 +75,7 @@ fn what_another_build_left_is_replaced_by_who_may_and_told_of_by_others() -> Res
 
 fn serves_and_leaves_nothing(scene: &Scene, ambassador: Ambassador) -> Result<()> {
     let _client = scene.connect()?;
-    ensure!(tiers(&ambassador)? == ["direct"]);
+    ensure!(ambassador.tiers()? == ["direct"]);
     ambassador.end()?;
     ensure!(scene.pinned()?.is_empty(), "left behind: {:?}", scene.pinned()?);
     Ok(())

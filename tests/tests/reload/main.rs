@@ -43,6 +43,12 @@ fn config(routes: &[Route]) -> String {
     text
 }
 
+/// In each round the busy route moves, and another one comes and goes, each time by a new name.
+fn moving(round: usize, servers: &[Echo; 2], [busy, changing]: [&Address; 2]) -> String {
+    let (server, name) = (servers[round % 2].address(), format!("other-{round}"));
+    config(&[route("busy", busy, server), route(&name, changing, server)])
+}
+
 fn loopback(place: &Place) -> Result<Address> {
     Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, place.port()?)).into())
 }

@@ -19,7 +19,7 @@ use ambassador_tests::{installed, needs};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::storm::Costs;
-use crate::{config, loopback, route};
+use crate::{loopback, moving};
 
 const RELOADS: usize = 100;
 /// Connections that are used all the time, and those who make short ones.
@@ -37,12 +37,7 @@ fn a_hundred_reloads_leave_connections_and_costs_as_they_were() -> Result<()> {
         let place = Place::here().with_bpffs()?;
         let servers = [Echo::greeting("a")?, Echo::greeting("b")?];
         let [busy, changing] = [loopback(&place)?, loopback(&place)?];
-        let text = |round: usize| {
-            let server = servers[round % 2].address();
-            // The busy route moves, another one comes and goes, each time by a new name.
-            let name = format!("other-{round}");
-            config(&[route("busy", &busy, server), route(&name, &changing, server)])
-        };
+        let text = |round| moving(round, &servers, [&busy, &changing]);
         let ambassador = way.launch_in(&place)?.config(&text(0))?.start()?;
         let kept = (0..KEPT).map(|_| connect(&busy)).collect::<Result<Vec<_>>>()?;
         let load = Load { routes: [&busy, &changing], kept: &kept };

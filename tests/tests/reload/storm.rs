@@ -16,7 +16,7 @@ use ambassador_tests::place::Place;
 use ambassador_tests::wait::until_true;
 use ambassador_tests::way::Way;
 
-use crate::{config, loopback, reaches, route};
+use crate::{config, loopback, moving, reaches, route};
 
 const RELOADS: usize = 100;
 
@@ -26,12 +26,7 @@ fn nobody_is_refused_while_endpoints_change_a_hundred_times() -> Result<()> {
         let here = Place::here();
         let servers = [Echo::greeting("a")?, Echo::greeting("b")?];
         let [busy, changing] = [loopback(&here)?, loopback(&here)?];
-        let text = |round: usize| {
-            let server = servers[round % 2].address();
-            // The busy route moves, another one comes and goes, each time by a new name.
-            let name = format!("other-{round}");
-            config(&[route("busy", &busy, server), route(&name, &changing, server)])
-        };
+        let text = |round| moving(round, &servers, [&busy, &changing]);
         let ambassador = way.launch(&here)?.config(&text(0))?.start()?;
         let held = reaches(&busy, "a")?;
         let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));

@@ -3,12 +3,11 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
-use super::{Check, Clock, Skip, listen};
+use super::{Check, Clock, Skip, listen, reset};
 use crate::datapath::programs::Maps;
 use crate::datapath::tables::{
     End, Ends, IN_ORDER, NO_LIMIT, Plan, Policy, RESET, RESET_BY_APP, RESET_BY_TARGET, Tables,
@@ -231,8 +230,4 @@ fn sees(client: &TcpStream, asked: SocketAddr) -> Result<()> {
     let shown = client.peer_addr()?;
     ensure!(shown == asked, "it sees {shown}, and asked for {asked}");
     Ok(())
-}
-
-fn reset(stream: TcpStream) -> Result<()> {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).context("reset")
 }

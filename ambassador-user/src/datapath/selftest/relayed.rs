@@ -4,16 +4,16 @@
 use std::future::pending;
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::bytes::Bytes;
+use super::reset;
 use super::sockmap::{Bench, Connection, waiting, within_budget};
 use crate::proxy::relay::{Traffic, relay};
 use crate::proxy::shortcut::Shortcut;
@@ -240,8 +240,4 @@ async fn expect_reset(stream: &mut TcpStream) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
         other => bail!("it is heard as {other:?}"),
     }
-}
-
-fn reset(stream: TcpStream) -> Result<()> {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).context("reset")
 }
