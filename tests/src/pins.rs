@@ -1,5 +1,6 @@
 //! What an ambassador has pinned in a place: maps of the kernel, as bpftool shows them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -27,6 +28,18 @@ impl Map {
     pub fn named(place: &Place, name: &str) -> Result<Self> {
         let map = Self::all(place)?.into_iter().find(|map| map.name() == name);
         map.with_context(|| format!("find the map {name}"))
+    }
+
+    /// How many entries each has that is pinned in this place; of those only whose length says something: an array never
+    /// grows, and in others what is the oldest makes room by itself.
+    pub fn entries(place: &Place) -> Result<BTreeMap<String, usize>> {
+        let mut entries = BTreeMap::new();
+        for map in Self::all(place)? {
+            if map.kind()? == "hash" {
+                entries.insert(map.name(), map.values()?.len());
+            }
+        }
+        Ok(entries)
     }
 
     /// Its name.

@@ -1,7 +1,6 @@
 //! Reloads while connections are used that the kernel carries, or have shortcuts: those go on, new ones get theirs, and
 //! in the end neither the process nor the kernel's maps hold more than after the first few.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
@@ -44,7 +43,7 @@ fn a_hundred_reloads_leave_connections_and_costs_as_they_were() -> Result<()> {
         load.during(|| reload(&ambassador, text, 1..=RELOADS / 10))
             .with_context(|| format!("by {way}"))?;
         only_the_kept_are_left(&ambassador, way)?;
-        let before = (Costs::of(&ambassador)?, entries(&place)?);
+        let before = (Costs::of(&ambassador)?, Map::entries(&place)?);
 
         let made = load
             .during(|| reload(&ambassador, text, RELOADS / 10 + 1..=RELOADS))
@@ -59,10 +58,10 @@ fn a_hundred_reloads_leave_connections_and_costs_as_they_were() -> Result<()> {
             ambassador.get("/metrics")?;
             let most = |map: &String| before.1.get(map).copied().unwrap_or(0);
             Ok(Costs::of(&ambassador)?.are_not_above(&before.0)
-                && entries(&place)?.iter().all(|(map, count)| *count <= most(map)))
+                && Map::entries(&place)?.iter().all(|(map, count)| *count <= most(map)))
         })
         .with_context(|| {
-            let now = (Costs::of(&ambassador), entries(&place));
+            let now = (Costs::of(&ambassador), Map::entries(&place));
             format!("by {way}: {before:?}, then {now:?}")
         })?;
         drop(kept);
@@ -142,15 +141,4 @@ fn only_the_kept_are_left(ambassador: &Ambassador, way: Way) -> Result<()> {
         Ok(told.len() == KEPT && by_it(&told))
     })
     .with_context(|| format!("by {way}: {:?}", ambassador.connections()))
-}
-
-/// How many entries the maps have; of those only whose length says something.
-fn entries(place: &Place) -> Result<BTreeMap<String, usize>> {
-    let mut entries = BTreeMap::new();
-    for map in Map::all(place)? {
-        if map.kind()? == "hash" {
-            entries.insert(map.name(), map.values()?.len());
-        }
-    }
-    Ok(entries)
 }

@@ -1,6 +1,5 @@
 //! Reloads while clients connect all the time: none is refused, none is cut, and nothing is left behind.
 
-use std::fs;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::scope;
@@ -89,11 +88,8 @@ pub(crate) struct Costs {
 
 impl Costs {
     pub(crate) fn of(ambassador: &Ambassador) -> Result<Self> {
-        let process = format!("/proc/{}", ambassador.process.id());
-        let status = fs::read_to_string(format!("{process}/status"))?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("find it")?;
-        let kib = kib.split_whitespace().next().context("find the number")?.parse()?;
-        Ok(Self { files: fs::read_dir(format!("{process}/fd"))?.count(), kib })
+        let process = &ambassador.process;
+        Ok(Self { files: process.descriptors()?.len(), kib: process.rss()? / 1024 })
     }
 
     /// But for what is always in motion.

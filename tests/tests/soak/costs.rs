@@ -76,21 +76,13 @@ impl Cost {
 }
 
 fn carries_nothing(post: &Post) -> Result<bool> {
-    let told = post.ambassador()?.command(&["connections", "--json"])?.success()?;
-    Ok(told.lines().count() == 0)
+    Ok(post.ambassador()?.connections()?.is_empty())
 }
 
 /// How many entries the maps have that it has pinned; none where nothing can tell.
 fn entries(post: &Post) -> Result<BTreeMap<String, usize>> {
-    let mut entries = BTreeMap::new();
-    if missing(&["bpftool"]).is_some() {
-        return Ok(entries);
+    match missing(&["bpftool"]) {
+        Some(_) => Ok(BTreeMap::new()),
+        None => Map::entries(&post.place),
     }
-    for map in Map::all(&post.place)? {
-        // An array never grows, and in others what is the oldest makes room by itself.
-        if map.kind()? == "hash" {
-            entries.insert(map.name(), map.values()?.len());
-        }
-    }
-    Ok(entries)
 }
