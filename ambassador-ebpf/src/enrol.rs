@@ -1,19 +1,21 @@
-//! Enrols the sockets of clients, and follows what upstreams acknowledge.
+//! Enrols the sockets of clients, follows what upstreams acknowledge, and has an app that is faster than its upstream
+//! wait for it.
 //!
 //! - program: `sock_ops`, attached to a cgroup; stands beside `lifecycle` and the programs of others
 //! - kernel: 5.15 (`bpf_get_netns_cookie` here)
-//! - maps: `SETTINGS`, `ENROL_LISTENERS`, `UPLINK_TAGS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`,
+//! - maps: `SETTINGS`, `ENROL_LISTENERS`, `UPLINK_TAGS`, `FLOWS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`,
 //!   `ALLOWANCE` (write)
 //! - byte order: as in `uplink`
 //! - on failure: a socket that is not enrolled stays as it is, and its bytes take the relay; an
-//!   acknowledgement that is missed makes the upstream's socket look fuller than it is. The program sets
-//!   nothing but its own subscription, writes no reply and always returns 1.
+//!   acknowledgement that is missed makes the upstream's socket look fuller than it is; a client whose backlog
+//!   is not limited takes the relay for longer. The program sets nothing but its own subscription and that limit,
+//!   writes no reply and always returns 1.
 
 use ambassador_ebpf::sockmap::{ANY_CLIENT, ListenerKey, place};
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG,
 };
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_getsockopt, bpf_setsockopt};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
@@ -22,13 +24,18 @@ use crate::clock;
 use crate::context::{event_socket, event_storage, event_tuple};
 use crate::maps::SETTINGS;
 use crate::maps::sockmap::{
-    CLIENT_SOCKETS, ENROL_LISTENERS, ENROLLED, ORDERS, PROGRESS, UPLINK_TAGS,
+    CLIENT_SOCKETS, ENROL_LISTENERS, ENROLLED, FLOWS, ORDERS, PROGRESS, UPLINK_TAGS,
 };
 use crate::tcp::TcpSocket;
 use crate::volatile;
 
 /// What the kernel expects of a sock_ops program that has no reply to give.
 const OK: u32 = 1;
+/// Of include/uapi/linux/in.h and tcp.h.
+const IPPROTO_TCP: i32 = 6;
+const TCP_NOTSENT_LOWAT: i32 = 25;
+/// What a client's socket may hold beyond what is on its way to us.
+const BACKLOG: u32 = 64 * 1024;
 
 /// Why an event changed nothing.
 enum Miss {
@@ -60,7 +67,10 @@ fn try_enrol(ctx: &SockOpsContext) -> Result<(), Miss> {
             Ok(_) => follow(ctx),
             Err(_) => enrol_client(ctx),
         },
-        BPF_SOCK_OPS_RTT_CB => note_acknowledged(ctx),
+        BPF_SOCK_OPS_RTT_CB => match flow_of(ctx) {
+            Ok(id) => note_acknowledged(ctx, id),
+            Err(_) => limit_backlog(ctx),
+        },
         _ => Err(Miss::Event),
     }
 }
@@ -90,17 +100,17 @@ fn enrol_client(ctx: &SockOpsContext) -> Result<(), Miss> {
     // SAFETY: the context is alive, and nothing else refers to it during the call.
     let event = unsafe { &mut *ctx.ops };
     CLIENT_SOCKETS.update(tuple, event, BPF_ANY.into()).map_err(|_| Miss::Refused)?;
-    ENROLLED.insert(tuple, flags, BPF_ANY.into()).map_err(|_| Miss::Refused)
+    ENROLLED.insert(tuple, flags, BPF_ANY.into()).map_err(|_| Miss::Refused)?;
+    follow(ctx)
 }
 
-/// Asks for the acknowledgements of an upstream's socket, beside whatever others asked for.
+/// Asks for a socket's acknowledgements, beside whatever others asked for.
 fn follow(ctx: &SockOpsContext) -> Result<(), Miss> {
     let flags = ctx.cb_flags() | BPF_SOCK_OPS_RTT_CB_FLAG;
     ctx.set_cb_flags(flags.cast_signed()).map_err(|_| Miss::Refused)
 }
 
-fn note_acknowledged(ctx: &SockOpsContext) -> Result<(), Miss> {
-    let id = flow_of(ctx)?;
+fn note_acknowledged(ctx: &SockOpsContext, id: u64) -> Result<(), Miss> {
     let orders = ORDERS.get(place(id)).ok_or(Miss::Stranger)?;
     if id == 0 || volatile::read(&orders.id) != id {
         return Err(Miss::Stranger);
@@ -113,6 +123,41 @@ fn note_acknowledged(ctx: &SockOpsContext) -> Result<(), Miss> {
     received.acked = acked;
     let socket = TcpSocket::of(event_socket(ctx)).ok_or(Miss::Stranger)?;
     received.buffer = socket.send_buffer();
+    Ok(())
+}
+
+/// Something that a client sent has taken the native way. All that did must be forwarded before anything may take
+/// the shortcut again; but a loopback socket takes megabytes from its app, and an app that is faster than its upstream
+/// fills them up again before the relay has done with them. So that of a client with large messages takes little
+/// ahead of time, unless the app has a limit of its own.
+///
+/// Small messages are left alone: those of several threads would be torn where the limit is met, and before that
+/// megabytes later, if ever.
+fn limit_backlog(ctx: &SockOpsContext) -> Result<(), Miss> {
+    let tuple = event_tuple(ctx).ok_or(Miss::Stranger)?;
+    // SAFETY: the id is copied at once, and below it is held against orders.
+    let id = unsafe { FLOWS.get(tuple) }.copied().ok_or(Miss::Stranger)?;
+    let orders = ORDERS.get(place(id)).ok_or(Miss::Stranger)?;
+    let progress = PROGRESS.get(place(id)).ok_or(Miss::Stranger)?;
+    let socket = TcpSocket::of(event_socket(ctx)).ok_or(Miss::Stranger)?;
+    let wanted = volatile::read(&orders.armed) == id
+        && volatile::read(&progress.sent.has_large) != 0
+        && (volatile::read(&orders.flags) & ANY_CLIENT != 0 || socket.is_fit());
+    let wanted = if wanted { BACKLOG } else { 0 };
+
+    let (mut limit, size) = (0_u32, size_of::<u32>() as i32);
+    let value = (&raw mut limit).cast();
+    // SAFETY: the helper takes this context, and writes that many bytes.
+    let asked =
+        unsafe { bpf_getsockopt(ctx.ops.cast(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, value, size) };
+    // Before Linux 6.1 it cannot be asked whose limit it is.
+    if asked != 0 || limit == wanted || limit != 0 && limit != BACKLOG {
+        return Err(Miss::Refused);
+    }
+    limit = wanted;
+    let value = (&raw mut limit).cast();
+    // SAFETY: the helper takes this context, and reads that many bytes.
+    unsafe { bpf_setsockopt(ctx.ops.cast(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, value, size) };
     Ok(())
 }
 

@@ -13,8 +13,8 @@
 //! The client's socket is locked here, so nothing in this file depends on timing.
 
 use ambassador_ebpf::sockmap::{
-    ANY_CLIENT, CHECKPOINTS, HAS_SPOKEN, Orders, SHARE_OF_BYTES, STAYS, Sent, TURNED_UNFIT, Tuple,
-    place,
+    ANY_CLIENT, CHECKPOINTS, HAS_SPOKEN, LARGE_MESSAGE, Orders, SHARE_OF_BYTES, STAYS, Sent,
+    TURNED_UNFIT, Tuple, place,
 };
 use aya_ebpf::bindings::sk_action::SK_PASS;
 use aya_ebpf::helpers::generated::bpf_msg_pull_data;
@@ -87,10 +87,13 @@ fn try_uplink(ctx: &SkMsgContext) -> Result<(), Pass> {
         return Err(Pass::Unfit);
     }
     let forwarded = volatile::read(&orders.forwarded);
+    let length = u64::from(ctx.size());
+    if length >= LARGE_MESSAGE {
+        sent.has_large = 1;
+    }
     if socket.bytes_sent() != forwarded {
         return Err(Pass::NotLatched);
     }
-    let length = u64::from(ctx.size());
     let end = sent.redirected + forwarded + length;
     // Nothing is known of acknowledgements before the first one.
     let acked = acked.saturating_sub(volatile::read(&orders.base));

@@ -57,6 +57,8 @@ pub const TURNED_UNFIT: u64 = 2;
 pub const HAS_SPOKEN: u64 = 4;
 /// Flag of an enrolled client: it has gone on after that.
 pub const STAYS: u64 = 8;
+/// A message of so many bytes is one of a client that sends a lot.
+pub const LARGE_MESSAGE: u64 = 16 * 1024;
 /// Of the send buffer of C, as the kernel counts it, the share that bytes take. The rest is what they cost
 /// beside, and room for what is forwarded.
 pub const SHARE_OF_BYTES: u64 = 3;
@@ -123,7 +125,9 @@ pub struct Sent {
     pub messages: u64,
     /// Not 0 once A has sent on a socket that is blocking, or wants completions of MSG_ZEROCOPY.
     pub unfit: u64,
-    pub _pad: [u64; 5],
+    /// Not 0 once A has sent a [large](LARGE_MESSAGE) message.
+    pub has_large: u64,
+    pub _pad: [u64; 4],
     /// Where in the stream every so many messages began.
     pub checkpoints: [u64; CHECKPOINTS as usize],
 }

@@ -52,7 +52,7 @@ pub(crate) static UPLINK_SOCKETS: SockHash<u64> = SockHash::with_max_entries(MOS
 #[btf_map]
 pub(crate) static UPLINK_TAGS: SkStorage<u64> = SkStorage::new();
 
-/// Written and deleted by user space. Read by `uplink`, which checks with `ORDERS` what it finds: a
+/// Written and deleted by user space. Read by `uplink` and `enrol`, which check with `ORDERS` what they find: a
 /// deleted element may serve another flow while it is still being read.
 #[map]
 pub(crate) static FLOWS: HashMap<Tuple, u64> = HashMap::with_max_entries(MOST_FLOWS, 0);
