@@ -126,7 +126,7 @@ impl Shortcuts for Sockmap {
         let tuple = tuple(client).ok()?;
         let flags = self.0.take_enrolled(&tuple)?;
         let opened = if flags & TURNED_UNFIT == 0 {
-            Flow::open(&self.0, tuple, flags, upstream, forwarded)
+            Flow::open(&self.0, tuple, flags, client, upstream, forwarded)
         } else {
             Err(anyhow!("its app would notice"))
         };

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use ambassador_ebpf::sockmap::{CHECKPOINTS, MOST_FLOWS, Orders, Progress, Tuple, id, place};
 use anyhow::{Context, Result, bail};
+use socket2::SockRef;
 use tracing::warn;
 
 use super::Kernel;
@@ -23,6 +24,9 @@ use crate::proxy::socket::tcp_info;
 /// What C's buffer should hold from the start, so that a redirected message never finds it full: the budget,
 /// a few kilobytes of overhead for each message in flight, and room for what the relay forwards.
 const SEND_BUFFER: libc::c_int = 4 * 1024 * 1024;
+/// What the accepted socket holds of what takes the native way. It waits for what was redirected, and if it is much,
+/// the relay does not catch up with an app that is faster than its upstream (see `enrol.rs`).
+const RECEIVE_BUFFER: usize = 128 * 1024;
 /// What a message may cost of C's buffer, beside its bytes.
 const COST_OF_MESSAGE: u64 = 4096;
 /// Of include/uapi/asm-generic/socket.h, and not of the libc crate.
@@ -57,6 +61,7 @@ impl Flow {
         kernel: &Arc<Kernel>,
         tuple: Tuple,
         flags: u64,
+        client: BorrowedFd<'_>,
         upstream: BorrowedFd<'_>,
         forwarded: u64,
     ) -> Result<Self> {
@@ -78,6 +83,8 @@ impl Flow {
             settled: AtomicU64::new(0),
             handed_back: AtomicBool::new(false),
         };
+        let narrowed = SockRef::from(&client).set_recv_buffer_size(RECEIVE_BUFFER);
+        narrowed.context("narrow the receive buffer")?;
         flow.begin(flags, upstream, forwarded)?;
         Ok(flow)
     }
@@ -219,7 +226,7 @@ fn widen(upstream: BorrowedFd<'_>) -> io::Result<u64> {
     set(libc::SOL_SOCKET, SO_BUF_LOCK, 0)?;
     // A limit on what is not sent yet would turn redirected messages away though there is room.
     set(libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, libc::c_int::MAX)?;
-    let size = socket2::SockRef::from(&upstream).send_buffer_size()?;
+    let size = SockRef::from(&upstream).send_buffer_size()?;
     Ok(size as u64)
 }
 
