@@ -1,5 +1,6 @@
 //! The command `ambassador`: parse, do, say how it ended.
 
+use std::env;
 use std::process::ExitCode;
 
 use ambassador::cli::Cli;
@@ -7,7 +8,11 @@ use ambassador::commands::perform;
 use ambassador::config::{BAD_CONFIG, ConfigError};
 use clap::Parser;
 
+/// Whether errors note where they came from; panics do by RUST_BACKTRACE.
+const BACKTRACES_OF_ERRORS: &str = "RUST_LIB_BACKTRACE";
+
 fn main() -> ExitCode {
+    spare_backtraces();
     perform(Cli::parse()).unwrap_or_else(|error| {
         eprintln!("ambassador: {error:#}");
         match error.downcast_ref::<ConfigError>() {
@@ -15,4 +20,13 @@ fn main() -> ExitCode {
             None => ExitCode::FAILURE,
         }
     })
+}
+
+/// Errors are told in one line, so nobody would see a backtrace; where RUST_BACKTRACE is set, as in many images, each
+/// connect that is refused would cost more for its backtrace than for itself.
+fn spare_backtraces() {
+    if env::var_os(BACKTRACES_OF_ERRORS).is_none() {
+        // SAFETY: there is no other thread yet.
+        unsafe { env::set_var(BACKTRACES_OF_ERRORS, "0") };
+    }
 }
