@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ambassador::proxy::relay::{Traffic, relay};
-use ambassador::proxy::shortcut::{Prospect, Shortcut, Shortcuts};
+use ambassador::proxy::shortcut::{Candidate, Prospect, Shortcut};
 use ambassador::proxy::socket::{Family, Socket};
 use ambassador_tests::peer::Peer;
 use ambassador_tests::wait::until_true;
@@ -57,14 +57,10 @@ impl Puppet {
 #[derive(Debug)]
 struct ResetMeanwhile(Mutex<Option<Peer>>);
 
-impl Shortcuts for ResetMeanwhile {
-    fn is_ready(&self, _client: BorrowedFd<'_>) -> bool {
-        true
-    }
-
+impl Candidate for ResetMeanwhile {
     fn prepare(&self, _upstream: BorrowedFd<'_>) {}
 
-    fn can_have(&self, _client: BorrowedFd<'_>) -> bool {
+    fn can_have(&self) -> bool {
         true
     }
 
@@ -81,7 +77,7 @@ impl Shortcuts for ResetMeanwhile {
         None
     }
 
-    fn decline(&self, _client: BorrowedFd<'_>) {}
+    fn decline(&self) {}
 }
 
 /// A client and a server with a relay between them, in a runtime that lives as long as they do.
@@ -170,19 +166,19 @@ fn reset_that_somebody_else_was_told_of_is_no_end() -> Result<()> {
     let (upstream, server) = connected()?;
     let (client, server) = (Peer::of(client.into())?, Peer::of(server.into())?);
     client.socket().set_nonblocking(false).context("make a client blocking")?;
-    let shortcuts = Arc::new(ResetMeanwhile(Mutex::new(Some(server))));
-    let opening = Arc::clone(&shortcuts);
+    let candidate = Arc::new(ResetMeanwhile(Mutex::new(Some(server))));
+    let opening = Arc::clone(&candidate);
     let relayed = runtime.spawn(async move {
         let client = Socket::new(accepted.into(), Family::Tcp)?;
         let upstream = Socket::new(upstream.into(), Family::Tcp)?;
-        let prospect = Prospect { shortcuts: &*opening, allowed: &|| true };
+        let prospect = Prospect { candidate: &*opening, allowed: &|| true };
         let traffic = Traffic::default();
         let ended = relay(&client, &upstream, None, Some(prospect), &traffic, None).await;
         ended.map_err(|it| anyhow::anyhow!("{it:?}"))
     });
     client.say(b"one")?;
     until_true("the first piece", || {
-        let server = shortcuts.0.lock().expect("nobody panics");
+        let server = candidate.0.lock().expect("nobody panics");
         Ok(waiting(server.as_ref().context("find the server")?)? == 3)
     })?;
     // With the second piece a shortcut is opened.

@@ -12,6 +12,7 @@ mod shared;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Instant;
 
@@ -27,7 +28,7 @@ use super::kernel::netns_cookie;
 use super::programs::Maps;
 use super::tables::to_kernel;
 use crate::config::InFlight;
-use crate::proxy::shortcut::{Shortcut, Shortcuts};
+use crate::proxy::shortcut::{Candidate, Shortcut, Shortcuts};
 use crate::throttle::Throttle;
 use flow::Flow;
 pub(super) use flow::is_diverted;
@@ -93,28 +94,50 @@ impl Sockmap {
 }
 
 impl Shortcuts for Sockmap {
+    fn candidate(&self, client: BorrowedFd<'_>) -> Option<Arc<dyn Candidate>> {
+        let tuple = tuple(client).ok()?;
+        self.0.tables().enrolled.get(&tuple, 0).ok()?;
+        let (kernel, forgotten) = (Arc::clone(&self.0), AtomicBool::new(false));
+        Some(Arc::new(Enrolled { kernel, tuple, forgotten }))
+    }
+}
+
+/// A client whose socket was enrolled.
+#[derive(Debug)]
+struct Enrolled {
+    kernel: Arc<Kernel>,
+    tuple: Tuple,
+    forgotten: AtomicBool,
+}
+
+impl Enrolled {
+    /// None where it had to make room for others.
+    fn flags(&self) -> Option<u64> {
+        self.kernel.tables().enrolled.get(&self.tuple, 0).ok()
+    }
+
+    /// Once: later, what is there may be another client's.
+    fn forget(&self) {
+        if !self.forgotten.swap(true, Ordering::Relaxed) {
+            let _ = self.kernel.tables().enrolled.remove(&self.tuple);
+        }
+    }
+}
+
+impl Candidate for Enrolled {
     fn prepare(&self, upstream: BorrowedFd<'_>) {
         // Without the mark no flow is opened on it.
-        if let Err(error) = self.0.tables().tags.insert(&upstream, 0, 0) {
+        if let Err(error) = self.kernel.tables().tags.insert(&upstream, 0, 0) {
             debug!("mark a socket for the uplink: {error}");
         }
     }
 
-    fn is_ready(&self, client: BorrowedFd<'_>) -> bool {
-        tuple(client).is_ok_and(|tuple| self.0.tables().enrolled.get(&tuple, 0).is_ok())
-    }
-
-    fn can_have(&self, client: BorrowedFd<'_>) -> bool {
-        let Ok(tuple) = tuple(client) else { return false };
-        let flags = self.0.tables().enrolled.get(&tuple, 0);
-        match flags {
-            Ok(flags) if flags & TURNED_UNFIT == 0 => true,
-            Ok(_turned_unfit) => {
-                self.decline(client);
-                false
-            }
-            Err(_not_enrolled) => false,
+    fn can_have(&self) -> bool {
+        let can = self.flags().is_some_and(|flags| flags & TURNED_UNFIT == 0);
+        if !can {
+            self.decline();
         }
+        can
     }
 
     fn open(
@@ -123,10 +146,10 @@ impl Shortcuts for Sockmap {
         upstream: BorrowedFd<'_>,
         forwarded: u64,
     ) -> Option<Arc<dyn Shortcut>> {
-        let tuple = tuple(client).ok()?;
-        let flags = self.0.take_enrolled(&tuple)?;
+        let flags = self.flags()?;
+        self.forget();
         let opened = if flags & TURNED_UNFIT == 0 {
-            Flow::open(&self.0, tuple, flags, client, upstream, forwarded)
+            Flow::open(&self.kernel, self.tuple, flags, client, upstream, forwarded)
         } else {
             Err(anyhow!("its app would notice"))
         };
@@ -134,18 +157,21 @@ impl Shortcuts for Sockmap {
             Ok(flow) => Some(Arc::new(flow)),
             Err(error) => {
                 debug!("no uplink: {error:#}");
-                self.0.hand_back(&tuple);
+                self.kernel.hand_back(&self.tuple);
                 None
             }
         }
     }
 
-    fn decline(&self, client: BorrowedFd<'_>) {
-        if let Ok(tuple) = tuple(client)
-            && self.0.take_enrolled(&tuple).is_some()
-        {
-            self.0.hand_back(&tuple);
-        }
+    fn decline(&self) {
+        self.forget();
+        self.kernel.hand_back(&self.tuple);
+    }
+}
+
+impl Drop for Enrolled {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 
@@ -177,14 +203,6 @@ struct Tables {
 impl Kernel {
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The flags of the listener that a client was enrolled for, once.
-    fn take_enrolled(&self, tuple: &Tuple) -> Option<u64> {
-        let mut tables = self.tables();
-        let flags = tables.enrolled.get(tuple, 0).ok()?;
-        tables.enrolled.remove(tuple).ok()?;
-        Some(flags)
     }
 
     /// Makes a client's socket an ordinary one again. Nothing of it may be under way.

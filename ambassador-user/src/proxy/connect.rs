@@ -12,7 +12,7 @@ use socket2::{Domain, SockAddr, Type};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::shortcut::Shortcuts;
+use super::shortcut::Candidate;
 use super::socket::{Family, Socket, tune_tcp};
 use crate::upstream::balance::Source;
 use crate::upstream::circuit::{Circuit, Full, Place};
@@ -38,8 +38,8 @@ pub struct Connected {
 /// Who connects.
 #[derive(Debug, Clone)]
 pub enum As {
-    /// An ambassador: the connect hooks leave its sockets alone, and whoever offers shortcuts is shown them.
-    Ambassador(Option<Arc<dyn Shortcuts>>),
+    /// An ambassador: the connect hooks leave its sockets alone, and they are shown to those that may have a shortcut.
+    Ambassador(Option<Arc<dyn Candidate>>),
     /// The same, for a question or two: nobody carries anything on such a connection.
     Check,
     /// An app like any other.
@@ -228,8 +228,8 @@ async fn tcp(address: SocketAddr, who: &As) -> io::Result<Socket> {
     if !matches!(who, As::Check) {
         tune_tcp(&socket)?;
     }
-    if let As::Ambassador(Some(shortcuts)) = who {
-        shortcuts.prepare(socket.as_fd());
+    if let As::Ambassador(Some(candidate)) = who {
+        candidate.prepare(socket.as_fd());
     }
     if !matches!(who, As::App) && address.ip().is_loopback() {
         mark_as_ours(&socket, address.ip())?;

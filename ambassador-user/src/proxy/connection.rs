@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use super::Shared;
 use super::connect::{self, As, Connected};
 use super::relay::{Broken, Traffic, relay};
-use super::shortcut::{Prospect, Shortcuts};
+use super::shortcut::{Candidate, Prospect};
 use super::socket::Socket;
 use super::splice::PipePool;
 use crate::config::Tier;
@@ -95,20 +95,16 @@ impl Connections {
         };
         let tier = about.admission.tier;
         let route = about.route();
-        let shortcuts = match &shared.shortcuts {
-            Some(shortcuts) if route.may_have_prepared() => {
-                if tier >= Tier::Sockmap {
-                    shortcuts.is_ready(client.as_fd()).then(|| Arc::clone(shortcuts))
-                } else {
-                    // It connected just before its route was lowered.
-                    shortcuts.decline(client.as_fd());
-                    None
-                }
-            }
-            _ => None,
-        };
+        let shortcuts = shared.shortcuts.as_ref().filter(|_| route.may_have_prepared());
+        let mut candidate = shortcuts.and_then(|it| it.candidate(client.as_fd()));
+        if tier < Tier::Sockmap
+            && let Some(candidate) = candidate.take()
+        {
+            // It connected just before its route was lowered.
+            candidate.decline();
+        }
         let pipes = (tier >= Tier::Splice).then(|| Arc::clone(&shared.pipes));
-        let means = Means { pipes, shortcuts };
+        let means = Means { pipes, candidate };
         // Held over the spawn: the task's record takes itself out, which must not come first.
         let mut live = self.live();
         let task = tokio::spawn(carry(record, client, means));
@@ -224,7 +220,7 @@ impl About {
 /// What a connection may use, by the tier of its route.
 struct Means {
     pipes: Option<Arc<PipePool>>,
-    shortcuts: Option<Arc<dyn Shortcuts>>,
+    candidate: Option<Arc<dyn Candidate>>,
 }
 
 async fn carry(mut record: Record, client: Socket, means: Means) {
@@ -232,7 +228,7 @@ async fn carry(mut record: Record, client: Socket, means: Means) {
     let route = about.route();
     let mut pair = Pair { client: Some(client), upstream: None };
     // Boxed: connecting takes a large state that an established connection must not carry along.
-    let ours = As::Ambassador(means.shortcuts.clone());
+    let ours = As::Ambassador(means.candidate.clone());
     let source = about.peer.source();
     let connecting = connect::connect(&route.upstream, &ours, &source, route.circuit());
     let held = !route.upstream.connect.hold.is_zero();
@@ -322,17 +318,10 @@ impl Pair {
             return Ok(());
         };
         let allowed = || route.relay() >= Tier::Sockmap;
-        let prospect = means.shortcuts.as_deref();
-        let prospect = prospect.map(|shortcuts| Prospect { shortcuts, allowed: &allowed });
+        let candidate = means.candidate.as_deref();
+        let prospect = candidate.map(|candidate| Prospect { candidate, allowed: &allowed });
         let pipes = means.pipes.as_ref();
-        let ended = relay(client, upstream, pipes, prospect, traffic, route.idle_timeout).await;
-        if let Some(shortcuts) = &means.shortcuts
-            && traffic.shortcut.get().is_none()
-        {
-            // Or the next client that comes from the same port would be taken for this one.
-            shortcuts.decline(client.as_fd());
-        }
-        ended?;
+        relay(client, upstream, pipes, prospect, traffic, route.idle_timeout).await?;
         // In order: dropping a socket sends its FIN.
         self.client = None;
         self.upstream = None;

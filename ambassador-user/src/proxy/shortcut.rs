@@ -26,17 +26,21 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Offers shortcuts.
 pub trait Shortcuts: Debug + Send + Sync {
-    /// Whether the client of an accepted socket was made ready for one when it connected.
-    fn is_ready(&self, client: BorrowedFd<'_>) -> bool;
+    /// The client of an accepted socket, if it was made ready for one when it connected.
+    fn candidate(&self, client: BorrowedFd<'_>) -> Option<Arc<dyn Candidate>>;
+}
 
-    /// To be shown the socket to the upstream of such a client before it is connected.
+/// A client that was made ready for a shortcut. It is forgotten when this is dropped, or the next one that comes from
+/// the same port would be taken for it.
+pub trait Candidate: Debug + Send + Sync {
+    /// To be shown the socket to its upstream before that is connected.
     fn prepare(&self, upstream: BorrowedFd<'_>);
 
-    /// Whether such a client, which has sent its first bytes, can still have one. If not, its socket is an
-    /// ordinary one from now on.
-    fn can_have(&self, client: BorrowedFd<'_>) -> bool;
+    /// Whether the client, which has sent its first bytes, can still have one. If not, its socket is an ordinary
+    /// one from now on.
+    fn can_have(&self) -> bool;
 
-    /// Opens a shortcut from a client to the upstream, whose socket has accepted so many bytes of that client.
+    /// Opens a shortcut from its accepted socket to the upstream's, which has accepted so many of its bytes.
     fn open(
         &self,
         client: BorrowedFd<'_>,
@@ -44,8 +48,8 @@ pub trait Shortcuts: Debug + Send + Sync {
         forwarded: u64,
     ) -> Option<Arc<dyn Shortcut>>;
 
-    /// Makes the client's socket an ordinary one again, if it was made ready for a shortcut: it gets none.
-    fn decline(&self, client: BorrowedFd<'_>);
+    /// Makes the client's socket an ordinary one again: it gets none.
+    fn decline(&self);
 }
 
 /// The shortcut of one connection. It ends when it is dropped.
@@ -69,7 +73,7 @@ pub trait Shortcut: Debug + Send + Sync {
 /// A connection that may have a shortcut once it has proved to live: for one of a single request, opening it
 /// would cost more than it brings.
 pub struct Prospect<'a> {
-    pub shortcuts: &'a dyn Shortcuts,
+    pub candidate: &'a dyn Candidate,
     /// Whether the route allows one, which can change at any time.
     pub allowed: &'a (dyn Fn() -> bool + Send + Sync),
 }
@@ -108,16 +112,17 @@ impl<'a> Beside<'a> {
     /// The relay has taken a piece from the sender. With the second one, a shortcut is opened.
     pub(super) fn took_a_piece(&mut self, sender: &Socket, receiver: &Socket, forwarded: u64) {
         let Some(prospect) = &self.prospect else { return };
-        let (client, upstream) = (sender.as_fd(), receiver.as_fd());
         if !mem::replace(&mut self.begun, true) {
-            if !prospect.shortcuts.can_have(client) {
+            if !prospect.candidate.can_have() {
                 self.prospect = None;
             }
             return;
         }
         if !(prospect.allowed)() {
-            prospect.shortcuts.decline(client);
-        } else if let Some(shortcut) = prospect.shortcuts.open(client, upstream, forwarded) {
+            prospect.candidate.decline();
+        } else if let Some(shortcut) =
+            prospect.candidate.open(sender.as_fd(), receiver.as_fd(), forwarded)
+        {
             let shortcut = self.shortcut.get_or_init(|| shortcut);
             // Whoever takes it back closes what is set by then; after that it is seen here.
             if !(prospect.allowed)() {

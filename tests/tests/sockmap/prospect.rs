@@ -92,6 +92,17 @@ fn storm_of_clients_that_go_on_is_enrolled() -> Result<()> {
     Ok(())
 }
 
+/// Or the next one from its port would be taken for it.
+#[test]
+fn client_that_comes_to_nothing_is_forgotten() -> Result<()> {
+    let tier = tier!(Enrol::Anybody);
+    let _client = TcpStream::connect(tier.listener.local_addr()?).context("connect")?;
+    let (accepted, _) = tier.listener.accept().context("accept a client")?;
+    ensure!(tier.ends_enrolment(&accepted), "it was not enrolled");
+    ensure!(!tier.ends_enrolment(&accepted), "it still is");
+    Ok(())
+}
+
 const STORM: usize = 4000;
 
 /// Connects one client after the other, each of which says something twice; tells how many were enrolled.

@@ -102,7 +102,8 @@ impl Tier {
             upstream.socket().set_recv_buffer_size(size).context("set a receive buffer")?;
         }
         let ours = socket2::Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        self.sockmap.prepare(ours.as_fd());
+        let candidate = self.sockmap.candidate(accepted.as_fd());
+        candidate.iter().for_each(|it| it.prepare(ours.as_fd()));
         ours.connect(&SockAddr::from(upstream.address().tcp()?)).context("connect upstream")?;
         let server = upstream.accept()?;
         ours.set_nonblocking(true)?;
@@ -111,7 +112,8 @@ impl Tier {
         let shared = ours.try_clone().context("share a socket")?;
 
         let traffic = Arc::new(Traffic::default());
-        if let Some(shortcut) = self.sockmap.open(accepted.as_fd(), ours.as_fd(), 0) {
+        if let Some(shortcut) = candidate.and_then(|it| it.open(accepted.as_fd(), ours.as_fd(), 0))
+        {
             traffic.shortcut.set(shortcut).expect("the shortcut is set once");
         }
         let (entered, relayed) = (self.runtime.enter(), Arc::clone(&traffic));
@@ -132,9 +134,7 @@ impl Tier {
 
     /// Whether a client that was accepted is enrolled; it is no more.
     pub(crate) fn ends_enrolment(&self, accepted: &std::net::TcpStream) -> bool {
-        let enrolled = self.sockmap.is_ready(accepted.as_fd());
-        self.sockmap.decline(accepted.as_fd());
-        enrolled
+        self.sockmap.candidate(accepted.as_fd()).is_some()
     }
 
     /// Keeps the relays' thread busy until what is returned is dropped.

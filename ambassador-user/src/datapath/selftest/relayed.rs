@@ -159,7 +159,7 @@ impl Bench {
         (connection, shortcut): (Connection, Arc<dyn Shortcut>),
         script: impl AsyncFnOnce(Ends) -> Result<()>,
     ) -> Result<()> {
-        let Connection { client, accepted, ours, server } = connection;
+        let Connection { client, accepted, ours, server, .. } = connection;
         self.runtime.block_on(async {
             let (accepted, ours) = (registered(accepted.into())?, registered(ours)?);
             let traffic = Traffic::default();

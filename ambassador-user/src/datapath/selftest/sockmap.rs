@@ -16,7 +16,7 @@ use super::{Check, Clock, listen};
 use crate::config::InFlight;
 use crate::datapath::programs::Maps;
 use crate::datapath::sockmap::{Enrol, Sockmap, is_diverted};
-use crate::proxy::shortcut::{Shortcut, Shortcuts};
+use crate::proxy::shortcut::{Candidate, Shortcut, Shortcuts};
 
 /// Less than the default, so that it is used up in an instant.
 pub(super) const BUDGET: InFlight = InFlight {
@@ -43,6 +43,7 @@ pub(super) struct Bench {
 pub(super) struct Connection {
     pub(super) client: TcpStream,
     pub(super) accepted: TcpStream,
+    candidate: Option<Arc<dyn Candidate>>,
     pub(super) ours: Socket,
     pub(super) server: TcpStream,
 }
@@ -99,11 +100,11 @@ impl Bench {
             other => other.context("connect to the listener")?,
         }
         let accepted = self.clock.accepted(listener).context("the client did not arrive")?;
-        let ours = self.stream()?;
-        self.sockmap.prepare(ours.as_fd());
+        let (candidate, ours) = (self.sockmap.candidate(accepted.as_fd()), self.stream()?);
+        candidate.iter().for_each(|it| it.prepare(ours.as_fd()));
         ours.connect(&self.upstream.local_addr()?.into()).context("connect to the upstream")?;
         let server = self.clock.accepted(&self.upstream).context("the upstream was not reached")?;
-        Ok(Connection { client: client.into(), accepted, ours, server })
+        Ok(Connection { client: client.into(), accepted, candidate, ours, server })
     }
 
     pub(super) fn stream(&self) -> Result<Socket> {
@@ -114,8 +115,9 @@ impl Bench {
     }
 
     pub(super) fn open(&self, connection: &Connection) -> Result<Arc<dyn Shortcut>> {
-        let Connection { accepted, ours, .. } = connection;
-        self.sockmap.open(accepted.as_fd(), ours.as_fd(), 0).context("its socket was not enrolled")
+        let Connection { accepted, candidate, ours, .. } = connection;
+        let opened = candidate.as_ref().and_then(|it| it.open(accepted.as_fd(), ours.as_fd(), 0));
+        opened.context("its socket was not enrolled")
     }
 
     pub(super) fn enrolled(&self) -> Result<(Connection, Arc<dyn Shortcut>)> {
