@@ -3,8 +3,8 @@
 //!
 //! - program: `sock_ops`, attached to a cgroup; stands beside `lifecycle` and the programs of others
 //! - kernel: 5.15 (`bpf_get_netns_cookie` here)
-//! - maps: `SETTINGS`, `ENROL_LISTENERS`, `UPLINK_TAGS`, `FLOWS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `PROGRESS`,
-//!   `ALLOWANCE` (write)
+//! - maps: `SETTINGS`, `ENROL_LISTENERS`, `UPLINK_TAGS`, `FLOWS`, `ORDERS` (read); `CLIENT_SOCKETS`, `ENROLLED`, `ALLOWANCE`
+//!   (write); `PROGRESS` (both)
 //! - byte order: as in `uplink`
 //! - on failure: a socket that is not enrolled stays as it is, and its bytes take the relay; an
 //!   acknowledgement that is missed makes the upstream's socket look fuller than it is; a client whose backlog
@@ -139,11 +139,13 @@ fn limit_backlog(ctx: &SockOpsContext) -> Result<(), Miss> {
     let id = unsafe { FLOWS.get(tuple) }.copied().ok_or(Miss::Stranger)?;
     let orders = ORDERS.get(place(id)).ok_or(Miss::Stranger)?;
     let progress = PROGRESS.get(place(id)).ok_or(Miss::Stranger)?;
+    if volatile::read(&progress.sent.has_large) == 0 {
+        return Ok(());
+    }
     let socket = TcpSocket::of(event_socket(ctx)).ok_or(Miss::Stranger)?;
-    let wanted = volatile::read(&orders.armed) == id
-        && volatile::read(&progress.sent.has_large) != 0
+    let is_limited = volatile::read(&orders.armed) == id
         && (volatile::read(&orders.flags) & ANY_CLIENT != 0 || socket.is_fit());
-    let wanted = if wanted { BACKLOG } else { 0 };
+    let mut wanted = if is_limited { BACKLOG } else { 0 };
 
     let (mut limit, size) = (0_u32, size_of::<u32>() as i32);
     let value = (&raw mut limit).cast();
@@ -151,13 +153,14 @@ fn limit_backlog(ctx: &SockOpsContext) -> Result<(), Miss> {
     let asked =
         unsafe { bpf_getsockopt(ctx.ops.cast(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, value, size) };
     // Before Linux 6.1 it cannot be asked whose limit it is.
-    if asked != 0 || limit == wanted || limit != 0 && limit != BACKLOG {
+    if asked != 0 {
         return Err(Miss::Refused);
     }
-    limit = wanted;
-    let value = (&raw mut limit).cast();
-    // SAFETY: the helper takes this context, and reads that many bytes.
-    unsafe { bpf_setsockopt(ctx.ops.cast(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, value, size) };
+    if limit != wanted && matches!(limit, 0 | BACKLOG) {
+        let value = (&raw mut wanted).cast();
+        // SAFETY: the helper takes this context, and reads that many bytes.
+        unsafe { bpf_setsockopt(ctx.ops.cast(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, value, size) };
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::env;
 use std::process::ExitCode;
 
-use ambassador::cli::Cli;
+use ambassador::cli::{Cli, Command};
 use ambassador::commands::perform;
 use ambassador::config::{BAD_CONFIG, ConfigError};
 use clap::Parser;
@@ -12,8 +12,11 @@ use clap::Parser;
 const BACKTRACES_OF_ERRORS: &str = "RUST_LIB_BACKTRACE";
 
 fn main() -> ExitCode {
-    spare_backtraces();
-    perform(Cli::parse()).unwrap_or_else(|error| {
+    let cli = Cli::parse();
+    if matches!(cli.command, Command::Run(_)) {
+        spare_backtraces();
+    }
+    perform(cli).unwrap_or_else(|error| {
         eprintln!("ambassador: {error:#}");
         match error.downcast_ref::<ConfigError>() {
             Some(_) => ExitCode::from(BAD_CONFIG),
@@ -23,7 +26,8 @@ fn main() -> ExitCode {
 }
 
 /// Errors are told in one line, so nobody would see a backtrace; where RUST_BACKTRACE is set, as in many images, each
-/// connect that is refused would cost more for its backtrace than for itself.
+/// connect that is refused would cost more for its backtrace than for itself. Only for the ambassador: `exec` hands its
+/// environment on to the app.
 fn spare_backtraces() {
     if env::var_os(BACKTRACES_OF_ERRORS).is_none() {
         // SAFETY: there is no other thread yet.

@@ -156,6 +156,17 @@ fn exec_passes_the_exit_code_on_and_drains() -> Result<()> {
 }
 
 #[test]
+fn exec_hands_its_environment_on_as_it_is() -> Result<()> {
+    const NAME: &str = "RUST_LIB_BACKTRACE";
+    let front = Front::start(&[])?;
+    let ours = std::env::var(NAME).unwrap_or_else(|_| "unset".into());
+    let script = format!("test \"${{{NAME}-unset}}\" = '{ours}'");
+    let finished = exec(&front.ambassador, &["sh", "-c", &script])?;
+    ensure!(finished.code() == Some(0), "{}: {}", finished.status, finished.stderr);
+    front.ambassador.ends_with(0)
+}
+
+#[test]
 fn exec_passes_a_signal_on_as_shells_do() -> Result<()> {
     let front = Front::start(&[])?;
     let finished = exec(&front.ambassador, &["sh", "-c", "kill -9 $$"])?;

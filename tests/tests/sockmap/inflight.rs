@@ -12,9 +12,12 @@ use ambassador_tests::way::{Way, Wire};
 use anyhow::{Context, Result, ensure};
 
 use crate::BYTES;
+use crate::prospect::ask;
 
 /// What the kernel half has the socket of an enrolled client hold (`enrol.rs`).
 const BACKLOG: u32 = 64 * 1024;
+/// Questions and answers after which a client has a shortcut, and the relay owes it nothing.
+const UNTIL_SHORTCUT: usize = 9;
 /// More than is said in one go.
 const PIECE: u32 = 512 * 1024;
 
@@ -63,7 +66,7 @@ fn app_that_is_held_back_has_little_in_its_own_socket() -> Result<()> {
         if let Some(own) = own {
             client.socket().set_tcp_notsent_lowat(own).context("set a limit")?;
         }
-        until_shortcut(&client, &server)?;
+        ask(&client, &server, UNTIL_SHORTCUT)?;
         let taken = client.say_until_held_back(&mut Noise::new(14))?;
         let unsent = unsent(&client)?;
         // The piece that has met the limit may be of any size.
@@ -90,19 +93,8 @@ fn stalls_with(flags: &[(&str, &str)]) -> Result<f64> {
     let wire = Wire::with(Way::Sockmap, flags)?;
     let ambassador = wire.road.ambassador.as_ref().context("find the ambassador")?;
     let (client, server) = wire.pair()?;
-    until_shortcut(&client, &server)?;
+    ask(&client, &server, UNTIL_SHORTCUT)?;
     client.say_until_held_back(&mut Noise::new(13))?;
     let bytes = ambassador.metrics()?.sum("ambassador_inflight_bytes", &[("route", "road")]);
     bytes.context("find the metric")
-}
-
-/// Until the client has a shortcut, and the relay owes it nothing.
-fn until_shortcut(client: &Peer, server: &Peer) -> Result<()> {
-    for _ in 0..9 {
-        client.say(b"hello")?;
-        ensure!(server.hear(5)? == b"hello");
-        server.say(b"there")?;
-        ensure!(client.hear(5)? == b"there");
-    }
-    Ok(())
 }

@@ -118,7 +118,8 @@ fn storm(tier: &Tier, word: &[u8]) -> Result<usize> {
     Ok(enrolled)
 }
 
-fn ask(client: &Peer, server: &Peer, times: usize) -> Result<()> {
+/// Questions and answers of five bytes each.
+pub(crate) fn ask(client: &Peer, server: &Peer, times: usize) -> Result<()> {
     for _ in 0..times {
         client.say(b"hello")?;
         ensure!(server.hear(5)? == b"hello");
