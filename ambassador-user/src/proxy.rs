@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use crate::drain::Drain;
@@ -31,6 +32,9 @@ use splice::PipePool;
 /// How long a listener that is about to close waits for handshakes that have begun. On loopback they are a
 /// matter of the client's system call.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(20);
+/// So many are accepted before those that are here get their turn. Else a crowd, as when a server fails, would not
+/// hear the first answer before the last of them has connected.
+const AT_ONCE: u64 = 4;
 
 /// What every accept loop shares.
 #[derive(Debug, Clone, Default)]
@@ -64,11 +68,14 @@ pub async fn serve(
             () = given_up => {}
         }
     });
-    loop {
+    for number in 1_u64.. {
         tokio::select! {
             biased;
             () = &mut closed => break,
             accepted = listener.accept() => carry(accepted),
+        }
+        if number.is_multiple_of(AT_ONCE) {
+            yield_now().await;
         }
     }
     listener.let_nobody_in();

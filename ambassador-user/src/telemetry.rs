@@ -171,7 +171,8 @@ impl MakeWriter<'_> for Stderr {
 ///
 /// While a table has one user, system calls need no reference on the descriptors they are given
 /// (fs/file.c, `__fget_light`); so a log thread that shared it would tax every read and write of a
-/// runtime that has but one thread.
+/// runtime that has but one thread. And one that waits for the CPU rather than to take it from others: what is to be
+/// told of a failure must not hold up those who have to do with it.
 #[derive(Default)]
 struct Apart {
     done: bool,
@@ -183,6 +184,10 @@ impl Apart {
             // Kernels before 5.9 do not know it; then the table stays shared.
             // SAFETY: this thread uses stderr alone, and closes the rest in its own copy only.
             unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
+            let no_priority = libc::sched_param { sched_priority: 0 };
+            // Where it is refused, the log has the same right to the CPU as all.
+            // SAFETY: it is about this thread, and only reads what the pointer leads to.
+            unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const no_priority) };
         }
     }
 }

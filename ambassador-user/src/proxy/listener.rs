@@ -206,7 +206,7 @@ impl Listener {
             (Name::Tcp(_), Some(address)) => (Family::Tcp, Peer::Tcp(address)),
             (Name::Tcp(address), None) => (Family::Tcp, Peer::Tcp(*address)),
         };
-        Ok((Socket::new(socket, family)?, peer))
+        Ok((Socket::accepted(socket, family)?, peer))
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Socket {
     /// only find EAGAIN is saved. Not so on Unix sockets, where a read ends at passed descriptors, and
     /// not on TCP once the peer has sent urgent data, where it ends at the urgent mark.
     short_read_empties: AtomicBool,
+    /// Whether the next read does not wait to be told that there is something.
+    promising: AtomicBool,
 }
 
 /// What a carrier did in one go.
@@ -60,7 +62,14 @@ impl Socket {
         Ok(Self {
             io: register(socket, interest)?,
             short_read_empties: AtomicBool::new(family == Family::Tcp),
+            promising: AtomicBool::new(false),
         })
+    }
+
+    /// The same for the socket of a client, which mostly has said something by the time it is read. Of that the
+    /// runtime tells only after all others have had their turn, who may be many when a server has failed.
+    pub fn accepted(socket: socket2::Socket, family: Family) -> io::Result<Self> {
+        Ok(Self { promising: AtomicBool::new(true), ..Self::new(socket, family)? })
     }
 
     /// Does `take` as soon as there is something to read.
@@ -69,6 +78,13 @@ impl Socket {
         cx: &mut Context<'_>,
         mut take: impl FnMut(RawFd) -> io::Result<Pulled>,
     ) -> Poll<io::Result<Pulled>> {
+        if self.promising.load(Ordering::Relaxed) {
+            self.promising.store(false, Ordering::Relaxed);
+            match take(self.fd()) {
+                Err(error) if is_not_now(&error) => {}
+                taken => return Poll::Ready(taken),
+            }
+        }
         loop {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
             match guard.try_io(|socket| take(socket.as_raw_fd())) {
@@ -237,6 +253,11 @@ impl AsyncWrite for Socket {
     }
 }
 
+/// Nothing has been done, and nothing of the socket is told.
+fn is_not_now(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
 /// recv(2) into `buffer`.
 pub(super) fn receive(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     // SAFETY: the pointer and the length describe `buffer`, which the kernel only writes to.
@@ -249,4 +270,48 @@ pub(super) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length describe `bytes`, which the kernel only reads.
     let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::task::Waker;
+
+    use super::*;
+
+    /// What the first look at a client finds that has done so.
+    fn found_at_once(did: impl FnOnce(TcpStream)) -> Poll<io::Result<usize>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // Its events are learned by no one here.
+        let _entered = runtime.enter();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        did(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let socket = Socket::accepted(socket.into(), Family::Tcp).unwrap();
+        let mut room = [MaybeUninit::uninit(); 16];
+        let take =
+            |fd| receive(fd, &mut room).map(|taken| Pulled { taken, passed: 0, short: true });
+        let found = socket.poll_take(&mut Context::from_waker(Waker::noop()), take);
+        found.map_ok(|pulled| pulled.taken)
+    }
+
+    #[test]
+    fn what_a_client_said_is_taken_before_the_runtime_tells_of_it() {
+        let says = |mut client: TcpStream| {
+            client.write_all(b"hello").unwrap();
+            std::mem::forget(client);
+        };
+        assert!(matches!(found_at_once(says), Poll::Ready(Ok(5))));
+        assert!(matches!(found_at_once(std::mem::forget), Poll::Pending));
+    }
+
+    #[test]
+    fn a_reset_is_met_and_not_only_looked_at() {
+        let resets =
+            |client| socket2::Socket::from(client).set_linger(Some(Duration::ZERO)).unwrap();
+        let Poll::Ready(Err(error)) = found_at_once(resets) else { panic!("no error") };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
 }
