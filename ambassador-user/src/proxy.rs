@@ -13,8 +13,10 @@ pub mod shortcut;
 pub mod socket;
 pub mod splice;
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -32,9 +34,9 @@ use splice::PipePool;
 /// How long a listener that is about to close waits for handshakes that have begun. On loopback they are a
 /// matter of the client's system call.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(20);
-/// So many are accepted before those that are here get their turn. Else a crowd, as when a server fails, would not
-/// hear the first answer before the last of them has connected.
-const AT_ONCE: u64 = 4;
+/// So many that wait are accepted before those that are here get their turn. Else a crowd, as when a server fails, would
+/// not hear the first answer before the last of them has connected.
+const AT_ONCE: u32 = 8;
 
 /// What every accept loop shares.
 #[derive(Debug, Clone, Default)]
@@ -68,13 +70,20 @@ pub async fn serve(
             () = given_up => {}
         }
     });
-    for number in 1_u64.. {
+    let mut in_a_row = 0;
+    loop {
         tokio::select! {
             biased;
             () = &mut closed => break,
             accepted = listener.accept() => carry(accepted),
+            () = poll_fn(|_| {
+                in_a_row = 0;
+                Poll::Pending
+            }) => {}
         }
-        if number.is_multiple_of(AT_ONCE) {
+        in_a_row += 1;
+        if in_a_row == AT_ONCE {
+            in_a_row = 0;
             yield_now().await;
         }
     }

@@ -144,11 +144,18 @@ impl Upstream {
         source: &Source,
     ) -> Result<Vec<Arc<Host>>> {
         let decides = matches!(self.balancer, Balancer::SourceHash).then_some(source);
-        tokio::select! {
+        let mut hosts = tokio::select! {
             biased;
-            hosts = endpoint.reach(decides) => hosts,
+            hosts = endpoint.reach(decides) => hosts?,
             () = self.is_better_elsewhere(endpoint, tried) => bail!("its name is not resolved yet"),
-        }
+        };
+        hosts.sort_by_key(|host| self.passes_over(host));
+        Ok(hosts)
+    }
+
+    /// Whether other hosts are to be tried first, because this one could not be reached a moment ago.
+    fn passes_over(&self, host: &Host) -> bool {
+        self.meant.eject.is_some() && host.is_passed_over()
     }
 
     /// Waits until nobody has said for long where that is, and another one is known.
@@ -353,30 +360,4 @@ impl Upstream {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Resolved;
-
-    fn meant(endpoints: &str, more: &str) -> Arc<config::Upstream> {
-        let text = format!(
-            "{{version: 1, routes: [{{listen: 1, upstream: u}}], \
-             upstreams: {{u: {{endpoints: [{endpoints}]{more}}}}}}}"
-        );
-        let resolved = Resolved::of_text("c.yaml".as_ref(), text).unwrap();
-        Arc::clone(&resolved.config.routes[0].upstream)
-    }
-
-    #[test]
-    fn endpoints_that_stay_go_on_and_so_do_the_counts_of_those_that_change() {
-        let mut names = Names::default();
-        let before = Upstream::new(&meant("'10.0.0.1:1', 'db:1'", ""), None, &mut names);
-        let leases: Vec<_> = before.endpoints().iter().map(Lease::new).collect();
-        let changed = meant("'10.0.0.1:1:7', '10.0.0.9:1', 'db:1'", ", balance: round_robin");
-        let after = Upstream::new(&changed, Some(&before), &mut names);
-        let [heavier, new, same] = after.endpoints() else { panic!("three endpoints") };
-        assert!(Arc::ptr_eq(same, &before.endpoints()[1]));
-        assert_eq!((heavier.weight(), heavier.active(), new.active()), (7, 1, 0));
-        drop(leases);
-        assert_eq!((heavier.active(), same.active()), (0, 0));
-    }
-}
+mod tests;

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 pub const STEPS: u32 = 10;
 /// An ejection lasts at most so many times as long as the first.
 const MOST_GROWTH: u32 = 10;
+/// For so long a host that could not be reached is passed over where there are others: long enough that of a crowd only
+/// the first pays for the attempt, and so short that its failures still add up.
+const PASSED_OVER: Duration = Duration::from_millis(20);
 
 /// The health of one host. A new one is taken for healthy: nobody waits for the first check.
 #[derive(Debug, Default)]
@@ -146,6 +149,12 @@ impl Health {
         self.unreached.count > 0
     }
 
+    /// Whether that was a moment ago.
+    pub fn is_passed_over(&self, now: Instant) -> bool {
+        let failed = self.unreached.last.filter(|_| self.is_unreached());
+        failed.is_some_and(|at| now.saturating_duration_since(at) < PASSED_OVER)
+    }
+
     /// Takes it out for `first`, or longer if it has been taken out shortly before. Says for how long.
     pub fn eject(&mut self, why: &str, first: Duration, now: Instant) -> Duration {
         let lasting = match &self.ejection {
@@ -261,6 +270,18 @@ mod tests {
         assert_eq!(blame(&mut health, now), 1);
         assert_eq!(health.blame(Fault::EarlyReset, FIRST, now), 2);
         assert_eq!(blame(&mut health, now + FIRST + FIRST), 1);
+    }
+
+    #[test]
+    fn it_is_passed_over_for_a_moment_after_a_connect_that_failed() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        health.blame(Fault::EarlyReset, FIRST, now);
+        assert!(!health.is_passed_over(now));
+        health.blame(Fault::Unreached, FIRST, now);
+        assert!(health.is_passed_over(now) && health.is_good());
+        assert!(!health.is_passed_over(now + PASSED_OVER));
+        health.clear(Fault::Unreached);
+        assert!(!health.is_passed_over(now));
     }
 
     #[test]

@@ -61,6 +61,11 @@ impl Host {
         self.blamed.load(Ordering::Relaxed)
     }
 
+    /// Whether it could not be reached a moment ago.
+    pub fn is_passed_over(&self) -> bool {
+        self.is_blamed() && self.health().is_passed_over(Instant::now())
+    }
+
     pub fn is_used(&self) -> bool {
         self.users.load(Ordering::Relaxed) > 0
     }

@@ -2,9 +2,10 @@
 
 use std::cell::OnceCell;
 
-use super::Upstream;
 use super::balance::Field;
 use super::circuit::Circuit;
+use super::host::Host;
+use super::{Endpoint, Upstream};
 
 /// How they stand.
 pub(super) struct Standing<'u> {
@@ -12,6 +13,7 @@ pub(super) struct Standing<'u> {
     tried: &'u [usize],
     circuit: Option<&'u Circuit>,
     has_known: OnceCell<bool>,
+    has_sure: OnceCell<bool>,
 }
 
 impl<'u> Standing<'u> {
@@ -21,15 +23,30 @@ impl<'u> Standing<'u> {
         tried: &'u [usize],
         circuit: Option<&'u Circuit>,
     ) -> Self {
-        Self { upstream, tried, circuit, has_known: OnceCell::new() }
+        Self { upstream, tried, circuit, has_known: OnceCell::new(), has_sure: OnceCell::new() }
     }
 
     /// Whether an endpoint that is left to try is known to be somewhere, and good.
     pub(super) fn has_known(&self) -> bool {
-        *self.has_known.get_or_init(|| {
-            let mut all = self.upstream.endpoints.iter().enumerate();
-            all.any(|(index, it)| !self.tried.contains(&index) && it.has_good_host())
-        })
+        *self.has_known.get_or_init(|| self.left().any(|(_, it)| it.has_good_host()))
+    }
+
+    /// Whether there is one with room that is not to be passed over.
+    fn has_sure(&self) -> bool {
+        let is_sure = |index, it: &Endpoint| {
+            it.has_good_host() && !self.passes_over(it) && !self.is_full(index)
+        };
+        *self.has_sure.get_or_init(|| self.left().any(|(index, it)| is_sure(index, it)))
+    }
+
+    fn passes_over(&self, endpoint: &Endpoint) -> bool {
+        is_so_of_all_good(endpoint, |host| self.upstream.passes_over(host))
+    }
+
+    /// Those that are left to try.
+    fn left(&self) -> impl Iterator<Item = (usize, &Endpoint)> {
+        let all = self.upstream.endpoints.iter().map(|it| &**it).enumerate();
+        all.filter(|(index, _)| !self.tried.contains(index))
     }
 }
 
@@ -39,7 +56,10 @@ impl Field for Standing<'_> {
     }
 
     fn is_fit(&self, index: usize) -> bool {
-        !self.tried.contains(&index) && self.is_good(index)
+        let endpoint = &self.upstream.endpoints[index];
+        !self.tried.contains(&index)
+            && self.is_good(index)
+            && !(self.passes_over(endpoint) && self.has_sure())
     }
 
     /// One whose name is lost is worth a try only where there is nothing better.
@@ -50,9 +70,7 @@ impl Field for Standing<'_> {
 
     fn is_full(&self, index: usize) -> bool {
         let Some(circuit) = self.circuit else { return false };
-        let hosts = self.upstream.endpoints[index].hosts();
-        let mut good = hosts.iter().filter(|host| host.is_good()).peekable();
-        good.peek().is_some() && good.all(|host| circuit.is_full(host))
+        is_so_of_all_good(&self.upstream.endpoints[index], |host| circuit.is_full(host))
     }
 
     fn weight(&self, index: usize) -> u64 {
@@ -68,4 +86,11 @@ impl Field for Standing<'_> {
     fn label(&self, index: usize) -> &str {
         self.upstream.endpoints[index].label()
     }
+}
+
+/// Of the good hosts of an endpoint, of which there must be one.
+fn is_so_of_all_good(endpoint: &Endpoint, is_so: impl Fn(&Host) -> bool) -> bool {
+    let hosts = endpoint.hosts();
+    let mut good = hosts.iter().filter(|host| host.is_good()).peekable();
+    good.peek().is_some() && good.all(|host| is_so(host))
 }
