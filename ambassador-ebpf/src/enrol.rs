@@ -34,8 +34,9 @@ const OK: u32 = 1;
 /// Of include/uapi/linux/in.h and tcp.h.
 const IPPROTO_TCP: i32 = 6;
 const TCP_NOTSENT_LOWAT: i32 = 25;
-/// What a client's socket may hold beyond what is on its way to us.
-const BACKLOG: u32 = 64 * 1024;
+/// What a client's socket may hold beyond what is on its way to us: 64 KiB, but a number that no app is likely to ask
+/// for, so that ours is known again.
+const BACKLOG: u32 = 64 * 1024 - 3;
 
 /// Why an event changed nothing.
 enum Miss {
