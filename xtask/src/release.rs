@@ -40,7 +40,7 @@ pub(crate) fn build_for(arch: &str) -> Result<PathBuf> {
     executable_of(build, &PRODUCT, &triple)
 }
 
-/// Lets cargo build one static executable and returns its path.
+/// Lets cargo build one static executable, whose name comes last, and returns its path.
 pub(crate) fn linked_statically(arguments: &[&str]) -> Result<PathBuf> {
     executable_of(cargo(), arguments, &host_triple()?)
 }
@@ -59,7 +59,8 @@ fn executable_of(mut build: Command, arguments: &[&str], triple: &str) -> Result
         .output()
         .with_context(|| format!("start `{}`", shown(&build)))?;
     ensure!(output.status.success(), "`{}` ended with {}", shown(&build), output.status);
-    executable(&output.stdout).context("find the built executable in cargo's messages")
+    let name = arguments.last().copied().unwrap_or_default();
+    executable(&output.stdout, name).context("find the built executable in cargo's messages")
 }
 
 /// The variable to set, and its value, so that the user's own flags keep their effect: cargo
@@ -85,13 +86,12 @@ fn of_target(triple: &str, what: &str) -> String {
     format!("CARGO_TARGET_{}_{what}", triple.replace(['-', '.'], "_").to_uppercase())
 }
 
-/// The last executable named in cargo's JSON messages, one a line: a test is built after the binaries that it
-/// may start.
-fn executable(messages: &[u8]) -> Option<PathBuf> {
+/// The executable of a name in cargo's JSON messages, one a line. There are others: those that a test starts.
+fn executable(messages: &[u8], name: &str) -> Option<PathBuf> {
     messages
         .split(|&byte| byte == b'\n')
-        .rev()
         .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
 }
 
@@ -101,12 +101,12 @@ mod tests {
 
     #[test]
     fn the_executable_is_read_from_cargos_messages() {
-        let messages = br#"{"reason":"compiler-artifact","executable":null}
-{"reason":"compiler-artifact","executable":"/t/release/conversing"}
-{"reason":"compiler-artifact","executable":"/t/release/ambassador"}
+        let messages = br#"{"reason":"compiler-artifact","target":{"name":"app"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"app"},"executable":"/t/release/deps/app-1"}
+{"reason":"compiler-artifact","target":{"name":"conversing"},"executable":"/t/release/conversing"}
 {"reason":"build-finished","success":true}
 "#;
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/release/ambassador")));
-        assert_eq!(executable(b"{\"reason\":\"build-finished\"}"), None);
+        assert_eq!(executable(messages, "app"), Some(PathBuf::from("/t/release/deps/app-1")));
+        assert_eq!(executable(messages, "torture"), None);
     }
 }

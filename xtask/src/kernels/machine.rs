@@ -83,8 +83,12 @@ impl Machine {
 
     fn finish(self) -> (String, Result<()>) {
         let Self { emulator, ports } = self;
-        let ended = emulator.finish(LIMIT).and_then(Finished::success);
-        let ended = ended.map(drop).map_err(|why| with_last_words(&why, &ports));
+        let ended = emulator.finish(LIMIT).and_then(Finished::success).and_then(|_| {
+            // To the emulator that is an end like any other.
+            ensure!(!said(&ports, CONSOLE).contains("Kernel panic"), "its kernel panicked");
+            Ok(())
+        });
+        let ended = ended.map_err(|why| with_last_words(&why, &ports));
         (said(&ports, RESULTS), ended)
     }
 }
