@@ -149,7 +149,8 @@ impl Upstream {
             hosts = endpoint.reach(decides) => hosts?,
             () = self.is_better_elsewhere(endpoint, tried) => bail!("its name is not resolved yet"),
         };
-        hosts.sort_by_key(|host| self.passes_over(host));
+        // Asked once a host: it changes with time, and an order that changes while it is made is none.
+        hosts.sort_by_cached_key(|host| self.passes_over(host));
         Ok(hosts)
     }
 
