@@ -44,7 +44,8 @@ fn many_names_are_asked_for_by_and_by() -> Result<()> {
         until_true("an address of every name", || Ok(scene.known_of(number)? == "127.0.1.1"))?;
     }
     let open = scene.dns.most_open();
-    ensure!(open <= 2 * 16, "{open} questions at a time");
+    // Of 120. It is 32 where none takes so long that the next may begin.
+    ensure!(open <= 2 * 30, "{open} questions at a time");
     Ok(())
 }
 
@@ -96,8 +97,9 @@ fn of_more_addresses_than_the_kernel_has_room_for_a_pod_takes_some_of_its_own() 
     let reached = || {
         let app = scene.pod.inside.enter(|| scene.route.connect())?;
         let (served, _) = server.accept()?;
-        // The app ends it: of a server that does, the kernel would be in doubt.
-        drop(app);
+        // The app ends it, also if a process that begins has its descriptor for a moment: of a server that does,
+        // the kernel would be in doubt.
+        app.finish()?;
         anyhow::Ok(served.local_addr()?.ip())
     };
     // Those of before the table was written went through the listener.
@@ -105,8 +107,10 @@ fn of_more_addresses_than_the_kernel_has_room_for_a_pod_takes_some_of_its_own() 
         let turns = (0..128).map(|_| reached()).collect::<Result<Vec<_>>>()?;
         Ok(turns[..64] == turns[64..])
     })?;
-    let taken = (0..64).map(|_| reached()).collect::<Result<BTreeSet<_>>>()?;
-    ensure!(taken.len() == 64, "{} addresses", taken.len());
+    let turns = (0..64).map(|_| reached()).collect::<Result<Vec<_>>>()?;
+    let taken: BTreeSet<_> = turns.iter().copied().collect();
+    let log = scene.ambassador.process.stderr();
+    ensure!(taken.len() == 64, "{} addresses, by turns {turns:?}; the log was: {log}", taken.len());
     ensure!(!taken.iter().eq(&all[..64]), "the first ones, as in every Pod");
     Ok(())
 }
