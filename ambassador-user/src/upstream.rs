@@ -149,14 +149,11 @@ impl Upstream {
             hosts = endpoint.reach(decides) => hosts?,
             () = self.is_better_elsewhere(endpoint, tried) => bail!("its name is not resolved yet"),
         };
-        // Asked once a host: it changes with time, and an order that changes while it is made is none.
-        hosts.sort_by_cached_key(|host| self.passes_over(host));
+        if self.meant.eject.is_some() {
+            // Asked once a host: it changes with time, and an order that changes while it is made is none.
+            hosts.sort_by_cached_key(|host| host.is_passed_over());
+        }
         Ok(hosts)
-    }
-
-    /// Whether other hosts are to be tried first, because this one could not be reached a moment ago.
-    fn passes_over(&self, host: &Host) -> bool {
-        self.meant.eject.is_some() && host.is_passed_over()
     }
 
     /// Waits until nobody has said for long where that is, and another one is known.

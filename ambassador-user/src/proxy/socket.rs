@@ -4,6 +4,7 @@
 //! calls on its descriptor directly: no adapter between them and the kernel.
 
 use std::io;
+use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -81,7 +82,8 @@ impl Socket {
         if self.promising.load(Ordering::Relaxed) {
             self.promising.store(false, Ordering::Relaxed);
             match take(self.fd()) {
-                Err(error) if is_not_now(&error) => {}
+                // Nothing has been done, and nothing of the socket is told.
+                Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
                 taken => return Poll::Ready(taken),
             }
         }
@@ -94,7 +96,7 @@ impl Socket {
                     }
                     return Poll::Ready(Ok(pulled));
                 }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) if error.kind() == Interrupted => {}
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}
             }
@@ -110,7 +112,7 @@ impl Socket {
         loop {
             let mut guard = ready!(self.io.poll_write_ready(cx))?;
             match guard.try_io(|socket| give(socket.as_raw_fd())) {
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) if error.kind() == Interrupted => {}
                 Ok(done) => return Poll::Ready(done),
                 Err(_would_block) => {}
             }
@@ -251,11 +253,6 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.finish())
     }
-}
-
-/// Nothing has been done, and nothing of the socket is told.
-fn is_not_now(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// recv(2) into `buffer`.

@@ -39,8 +39,9 @@ impl<'u> Standing<'u> {
         *self.has_sure.get_or_init(|| self.left().any(|(index, it)| is_sure(index, it)))
     }
 
+    /// Whether other endpoints are to be tried first, because this one could not be reached a moment ago.
     fn passes_over(&self, endpoint: &Endpoint) -> bool {
-        is_so_of_all_good(endpoint, |host| self.upstream.passes_over(host))
+        self.upstream.meant.eject.is_some() && is_so_of_all_good(endpoint, Host::is_passed_over)
     }
 
     /// Those that are left to try.
