@@ -44,8 +44,7 @@ fn many_names_are_asked_for_by_and_by() -> Result<()> {
         until_true("an address of every name", || Ok(scene.known_of(number)? == "127.0.1.1"))?;
     }
     let open = scene.dns.most_open();
-    // Of 120. It is 32 where none takes so long that the next may begin.
-    ensure!(open <= 2 * 30, "{open} questions at a time");
+    ensure!(open <= 2 * 16, "{open} questions at a time");
     Ok(())
 }
 
@@ -109,8 +108,7 @@ fn of_more_addresses_than_the_kernel_has_room_for_a_pod_takes_some_of_its_own() 
     })?;
     let turns = (0..64).map(|_| reached()).collect::<Result<Vec<_>>>()?;
     let taken: BTreeSet<_> = turns.iter().copied().collect();
-    let log = scene.ambassador.process.stderr();
-    ensure!(taken.len() == 64, "{} addresses, by turns {turns:?}; the log was: {log}", taken.len());
+    ensure!(taken.len() == 64, "{} addresses, by turns {turns:?}", taken.len());
     ensure!(!taken.iter().eq(&all[..64]), "the first ones, as in every Pod");
     Ok(())
 }
