@@ -20,6 +20,8 @@ use crate::{image, packages, release, setup, workspace};
 
 /// How long each fuzz target runs.
 const FUZZ_SECONDS: u32 = 20;
+/// So much of what a failed test said is said again at the end, where it is not lost among the passed ones.
+const SAID_AGAIN: usize = 20;
 
 /// Runs everything; an error if a test failed.
 pub(crate) fn run() -> Result<()> {
@@ -81,9 +83,7 @@ fn fuzz(totals: &mut Totals) -> Result<()> {
         ])) {
             Ok(()) => totals.passed += 1,
             Err(error) => {
-                eprintln!("xtask: {error:#}");
-                totals.failed += 1;
-                totals.failures.push(format!("fuzz target {target}"));
+                totals.fail(&format!("fuzz target {target}"), &format!("{error:#}"));
             }
         }
     }
@@ -96,9 +96,7 @@ fn other_kernels(totals: &mut Totals, binary: &Path) -> Result<()> {
         match verdict {
             Verdict::Passed => totals.passed += 1,
             Verdict::Failed(why) => {
-                eprintln!("xtask: {kernel}: {why}");
-                totals.failed += 1;
-                totals.failures.push(kernel);
+                totals.fail(&kernel, &why);
             }
             Verdict::Skipped(why) => {
                 totals.passed += 1;
@@ -114,7 +112,10 @@ fn other_kernels(totals: &mut Totals, binary: &Path) -> Result<()> {
 struct Totals {
     passed: usize,
     failed: usize,
-    failures: Vec<String>,
+    /// Failed tests, and the first lines of what each said.
+    failures: BTreeMap<String, Vec<String>>,
+    /// The failed test whose words the lines that come are.
+    speaker: Option<String>,
     ignored: usize,
     /// Skipped tests, by the reason.
     skips: BTreeMap<String, Vec<String>>,
@@ -137,8 +138,7 @@ impl Totals {
         let status = child.wait().with_context(|| format!("wait for `{}`", shown(tests)))?;
         // A build that fails, or a test that takes its whole process down, reports no result.
         if !status.success() && self.failed == 0 {
-            self.failed = 1;
-            self.failures.push(format!("`{}` ended with {status}", shown(tests)));
+            self.fail(&shown(tests), &status.to_string());
         }
         Ok(())
     }
@@ -147,7 +147,19 @@ impl Totals {
     fn read(&mut self, line: &str) {
         if let Some(test) = line.strip_prefix("test ").and_then(|it| it.strip_suffix(" ... FAILED"))
         {
-            self.failures.push(test.to_owned());
+            self.failures.entry(test.to_owned()).or_default();
+        }
+        if let Some(test) =
+            line.strip_prefix("---- ").and_then(|it| it.strip_suffix(" stdout ----"))
+        {
+            self.speaker = Some(test.to_owned());
+        } else if ["failures:", "Stack backtrace:"].contains(&line) {
+            self.speaker = None;
+        } else if let Some(said) = self.speaker.as_ref().and_then(|it| self.failures.get_mut(it))
+            && !line.is_empty()
+            && said.len() < SAID_AGAIN
+        {
+            said.push(line.to_owned());
         }
         let Some(counts) = line.strip_prefix("test result: ") else { return };
         for count in counts.split([';', '.']) {
@@ -158,6 +170,13 @@ impl Totals {
                 _ => {}
             }
         }
+    }
+
+    /// Takes in what failed outside of the test binaries.
+    fn fail(&mut self, what: &str, why: &str) {
+        eprintln!("xtask: {what}: {why}");
+        self.failed += 1;
+        self.failures.insert(what.to_owned(), vec![why.to_owned()]);
     }
 
     /// Takes a test that returned early from the passed ones; one that went without a part stays.
@@ -175,8 +194,9 @@ impl fmt::Display for Totals {
             writeln!(f, "skipped, because {why}:")?;
             tests.iter().try_for_each(|test| writeln!(f, "  {test}"))?;
         }
-        for test in &self.failures {
+        for (test, said) in &self.failures {
             writeln!(f, "failed: {test}")?;
+            said.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
         let skipped = self.ignored + self.skips.values().map(Vec::len).sum::<usize>();
         write!(f, "{} passed, {} failed, {skipped} skipped", self.passed, self.failed)
@@ -192,13 +212,44 @@ mod tests {
         let mut totals = Totals::default();
         for line in [
             "running 3 tests",
-            "test a::b ... FAILED",
             "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
+            "test a::b ... FAILED",
             "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
         ] {
             totals.read(line);
         }
         assert_eq!(totals.to_string(), "failed: a::b\n4 passed, 1 failed, 1 skipped");
+    }
+
+    #[test]
+    fn failed_test_says_why_again() {
+        let mut totals = Totals::default();
+        for line in [
+            "test a ... FAILED",
+            "test b ... FAILED",
+            "failures:",
+            "",
+            "---- a stdout ----",
+            "Error: refused",
+            "",
+            "Stack backtrace:",
+            "   0: anyhow",
+            "---- b stdout ----",
+            "Error: late",
+            "failures:",
+            "    a",
+        ] {
+            totals.read(line);
+        }
+        totals.read("---- b stdout ----");
+        (0..2 * SAID_AGAIN).for_each(|_| totals.read("more"));
+        let more = "  more\n".repeat(SAID_AGAIN - 1);
+        assert_eq!(
+            totals.to_string(),
+            format!(
+                "failed: a\n  Error: refused\nfailed: b\n  Error: late\n{more}0 passed, 0 failed, 0 skipped"
+            )
+        );
     }
 
     #[test]
