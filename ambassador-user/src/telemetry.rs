@@ -6,6 +6,8 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
+use std::ptr;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
@@ -181,6 +183,12 @@ struct Apart {
 impl Apart {
     fn go(&mut self) {
         if !std::mem::replace(&mut self.done, true) {
+            // Whoever takes a signal wakes the runtime by a descriptor, which this thread will not have.
+            let mut all = MaybeUninit::uninit();
+            // SAFETY: it writes the set it is given.
+            unsafe { libc::sigfillset(all.as_mut_ptr()) };
+            // SAFETY: it is about this thread, and only reads the set, which is filled.
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), ptr::null_mut()) };
             // Kernels before 5.9 do not know it; then the table stays shared.
             // SAFETY: this thread uses stderr alone, and closes the rest in its own copy only.
             unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };

@@ -74,6 +74,27 @@ fn a_second_signal_ends_at_once() -> Result<()> {
     client.hear_reset()
 }
 
+/// It has descriptors of its own, and not the one by which whoever takes a signal wakes the rest.
+#[test]
+fn the_thread_of_the_log_leaves_signals_to_others() -> Result<()> {
+    let front = Front::start(&[])?;
+    let threads = format!("/proc/{}/task", front.ambassador.process.id());
+    let ours = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP].map(|signal| 1_u64 << (signal - 1));
+    let ours: u64 = ours.iter().sum();
+    until_true("a thread of the log that takes no signal", || {
+        for thread in std::fs::read_dir(&threads).context("list threads")? {
+            // One that ends meanwhile is not the one.
+            let status = std::fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+            if field("Name:\t") == Some("log") {
+                let blocked = field("SigBlk:\t").context("find what it blocks")?;
+                return Ok(u64::from_str_radix(blocked, 16)? & ours == ours);
+            }
+        }
+        Ok(false)
+    })
+}
+
 #[test]
 fn probes_and_metrics_answer_while_draining() -> Result<()> {
     let front = Front::start(&[])?;
