@@ -160,7 +160,7 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
     if is_bound(ctx, ipv6) {
         return Err(Miss::Bound);
     }
-    let table = table(*route).ok_or(Miss::NoTarget)?;
+    let (index, table) = table(*route).ok_or(Miss::NoTarget)?;
     let of_route = state(&TargetKey::of_route(table.route)).ok_or(Miss::NoRoom)?;
     // SAFETY: elements of routes stay while their tables are in force, and until hooks that saw those have ended.
     let Target { active, pending, chosen: turn, .. } = unsafe { *of_route };
@@ -175,7 +175,7 @@ fn try_redirect(ctx: &SockAddrContext, original: Address, ipv6: bool) -> Result<
         true if original.as_v4().is_some() || takes_v4(ctx) => IPV4 | IPV6,
         true => IPV6,
     };
-    let wish = Wish { families, now, turn };
+    let wish = Wish { table: index, families, now, turn };
     let slot = match choose(table, &wish) {
         // A listener could have tried one address after the other, but it is gone.
         None if !is_listened_at(ctx, &original) => whatever_it_is(table, &wish),
@@ -256,14 +256,14 @@ fn flow(ctx: &SockAddrContext) -> Option<&Flow> {
     unsafe { flow.as_ref() }
 }
 
-/// The table of a route, if one is in force.
+/// The table of a route and its index, if one is in force.
 #[inline(always)]
-fn table<'t>(route: u32) -> Option<&'t Table> {
+fn table<'t>(route: u32) -> Option<(u32, &'t Table)> {
     let in_force = *ROUTES.get(route)?;
     if in_force == NO_TABLE {
         return None;
     }
-    TABLES.get(in_force)
+    Some((in_force, TABLES.get(in_force)?))
 }
 
 /// The state of a target, made if it is new.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use object::build::elf::{Builder, SectionData};
-use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind, elf};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind, SymbolScope, elf};
 
 use crate::artifact::{self, Artifact};
 use crate::command::{self, step};
@@ -24,7 +24,7 @@ pub(crate) fn run(target: &Target) -> Result<()> {
     build(&toolchain, target).map(drop)
 }
 
-/// The instructions of each program.
+/// The instructions of each program, and of each function that they share.
 pub(crate) type Lengths = Vec<(String, u64)>;
 
 /// Builds the object, puts it where the user half looks for it, and says what it holds.
@@ -84,15 +84,16 @@ fn without_dwarf(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(stripped)
 }
 
-/// The programs of an object, each with its number of instructions.
+/// The programs of an object and the functions that they share, each with its number of instructions.
 fn programs(bytes: &[u8]) -> Result<Lengths> {
     let object = object::File::parse(bytes)?;
     let mut programs = Vec::new();
     for symbol in object.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
         let Some(index) = symbol.section_index() else { continue };
         let section = object.section_by_index(index)?;
-        // What lies in `.text` is called by programs, and attached nowhere.
-        if section.kind() == SectionKind::Text && section.name()? != ".text" {
+        // In `.text` lies what programs call: functions of ours, and of the compiler, which are hidden.
+        let is_ours = section.name()? != ".text" || symbol.scope() == SymbolScope::Dynamic;
+        if section.kind() == SectionKind::Text && is_ours {
             programs.push((symbol.name()?.to_owned(), symbol.size() / INSTRUCTION));
         }
     }
