@@ -82,9 +82,7 @@ fn fuzz(totals: &mut Totals) -> Result<()> {
             "-verbosity=0",
         ])) {
             Ok(()) => totals.passed += 1,
-            Err(error) => {
-                totals.fail(&format!("fuzz target {target}"), &format!("{error:#}"));
-            }
+            Err(error) => totals.fail(&format!("fuzz target {target}"), &format!("{error:#}")),
         }
     }
     Ok(())
@@ -95,9 +93,7 @@ fn other_kernels(totals: &mut Totals, binary: &Path) -> Result<()> {
     for (kernel, verdict) in kernels::visit(binary)? {
         match verdict {
             Verdict::Passed => totals.passed += 1,
-            Verdict::Failed(why) => {
-                totals.fail(&kernel, &why);
-            }
+            Verdict::Failed(why) => totals.fail(&kernel, &why),
             Verdict::Skipped(why) => {
                 totals.passed += 1;
                 totals.skip(&kernel, &why);
@@ -207,24 +203,26 @@ impl fmt::Display for Totals {
 mod tests {
     use super::*;
 
+    fn totals_of(lines: &[&str]) -> Totals {
+        let mut totals = Totals::default();
+        lines.iter().for_each(|line| totals.read(line));
+        totals
+    }
+
     #[test]
     fn result_lines_add_up() {
-        let mut totals = Totals::default();
-        for line in [
+        let totals = totals_of(&[
             "running 3 tests",
-            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
             "test a::b ... FAILED",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
             "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
-        ] {
-            totals.read(line);
-        }
+        ]);
         assert_eq!(totals.to_string(), "failed: a::b\n4 passed, 1 failed, 1 skipped");
     }
 
     #[test]
     fn failed_test_says_why_again() {
-        let mut totals = Totals::default();
-        for line in [
+        let mut totals = totals_of(&[
             "test a ... FAILED",
             "test b ... FAILED",
             "failures:",
@@ -238,9 +236,7 @@ mod tests {
             "Error: late",
             "failures:",
             "    a",
-        ] {
-            totals.read(line);
-        }
+        ]);
         totals.read("---- b stdout ----");
         (0..2 * SAID_AGAIN).for_each(|_| totals.read("more"));
         let more = "  more\n".repeat(SAID_AGAIN - 1);
